@@ -1,0 +1,51 @@
+"""Packaging of ahernet and its kernels: what is installed, and why each dependency is there."""
+
+from setuptools import setup
+
+CORE = [
+    "torch>=2.11,<2.16",  # triton_op with a device branch passes compile and export from 2.11 on
+    "triton>=3.6; platform_system == 'Linux'",  # the kernels; torch's own wheels pin the exact pair
+    "numpy>=2.1,<3",
+    "h5py>=3.12,<4",  # feature archives
+    "einops>=0.8,<1",  # readable reshapes
+    "safetensors>=0.6,<1",  # weights without pickle
+    "jsonargparse[signatures]>=4.40,<5",  # command line and TOML settings from typed signatures
+    "tqdm>=4.66,<5",  # progress of long work
+    "matplotlib>=3.9,<4",  # the loss curve and the timelines of demo, train and plot
+]
+BENCH = [
+    "pytest-benchmark>=5.2,<6",  # statistics, comparison and JSON of benchmark runs
+]
+TEST = [
+    *BENCH,
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",  # the test jobs use every core
+    "hypothesis>=6.100,<7",  # property tests of kernels against references
+]
+LINT = [
+    "ruff>=0.12",
+    "mypy>=1.15",
+]
+
+setup(
+    name="ahernet",
+    version="0.1.0",
+    description="Temporal action localization learnt from trimmed moments, on fused Triton kernels",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "ahernet",
+        "ahernet.data",
+        "ahernet.evaluation",
+        "ahernet.model",
+        "ahernet.training",
+        "ahernet_kernels",
+    ],
+    package_dir={"ahernet_kernels": "kernels/ahernet_kernels"},
+    package_data={"ahernet": ["py.typed"], "ahernet_kernels": ["py.typed"]},
+    install_requires=CORE,
+    extras_require={"bench": BENCH, "test": TEST, "lint": LINT},
+    entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},
+)
