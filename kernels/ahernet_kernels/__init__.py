@@ -1,0 +1,27 @@
+"""Temporal action localization kernels: decoding, matching, assignment, suppression and resampling.
+
+Every op takes torch tensors and runs on the device they are on: as a Triton kernel on CUDA and ROCm devices, as a
+vectorised NumPy or PyTorch form on a CPU. Nothing here knows of the model that uses it.
+"""
+
+from ahernet_kernels.assign import BACKGROUND, FOREGROUND, IGNORED, Assignment, assign
+from ahernet_kernels.decode import decode
+from ahernet_kernels.match import match
+from ahernet_kernels.nms import nms
+from ahernet_kernels.pairwise_tiou import pairwise_tiou
+from ahernet_kernels.resample import resample
+from ahernet_kernels.soft_nms import soft_nms
+
+__all__ = [
+    "BACKGROUND",
+    "FOREGROUND",
+    "IGNORED",
+    "Assignment",
+    "assign",
+    "decode",
+    "match",
+    "nms",
+    "pairwise_tiou",
+    "resample",
+    "soft_nms",
+]

@@ -1,0 +1,196 @@
+"""Exact greedy NMS of a whole batch on a CPU, without a loop over boxes, videos or classes.
+
+Greedy NMS keeps the lexicographically first maximal independent set of the overlap graph. So it is enough to find
+the edges (pairs over the threshold) and to decide, in rounds, every candidate none of whose higher-ranked
+neighbours is undecided. Edges come from a search in sorted starts: temporal IoU > t bounds the distance of two
+starts by (1 - t) / t times either length.
+
+Candidates enter in waves of descending rank, each larger than the last: what survives a wave first suppresses the
+rest. That bounds the pairs where one segment suppresses many, and lets a call that wants few outputs stop early.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ahernet_kernels._tiou import Floats, intersection_and_union_numpy
+
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+FIRST_WAVE = 128
+WAVE_GROWTH = 4
+CHUNK_PAIRS = 1 << 19  # pairs tested at a time: bounds the memory
+NOT_A_CANDIDATE = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates in rank order within each problem; only those of one group (problem and class) compete."""
+
+    start: Floats
+    end: Floats
+    group: Integers
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def take(self, rows: Integers) -> "Candidates":
+        """The candidates at `rows`, in that order."""
+        return Candidates(self.start[rows], self.end[rows], self.group[rows])
+
+
+def nms_numpy(
+    segments: Floats,
+    scores: Floats,
+    labels: npt.NDArray[np.int32] | None,
+    tiou_threshold: float,
+    max_output: int,
+    min_score: float,
+) -> tuple[Integers, Integers]:
+    """`nms` on a CPU: segments (B, N, 2), scores (B, N), labels (B, N) -> index (B, max_output), count (B,)."""
+    problems = len(scores)
+    order, counts = _rank(segments, scores, min_score)
+    problem = np.repeat(np.arange(problems), counts)
+    rank = np.arange(len(problem)) - np.repeat(np.cumsum(counts) - counts, counts)
+    source = order[problem, rank]
+    candidates = Candidates(
+        np.ascontiguousarray(segments[problem, source, 0]),
+        np.ascontiguousarray(segments[problem, source, 1]),
+        problem if labels is None else _dense_groups(problem, labels[problem, source]),
+    )
+    threshold = np.float32(tiou_threshold)
+
+    kept = np.zeros(0, np.int64)
+    undecided = np.arange(len(candidates))
+    limit = max(FIRST_WAVE, max_output + max_output // 4)
+    while len(undecided):
+        in_wave = rank[undecided] < limit
+        wave, undecided = undecided[in_wave], undecided[~in_wave]
+        survivors = wave[_greedy(candidates.take(wave), threshold)]
+        kept = np.concatenate([kept, survivors])
+        enough = np.bincount(problem[kept], minlength=problems) >= max_output
+        undecided = undecided[~enough[problem[undecided]]]
+        hit = _suppressed_by(candidates.take(survivors), candidates.take(undecided), threshold)
+        undecided = undecided[~hit]
+        limit *= WAVE_GROWTH
+
+    kept.sort()
+    kept_counts = np.bincount(problem[kept], minlength=problems)
+    place = np.arange(len(kept)) - np.repeat(np.cumsum(kept_counts) - kept_counts, kept_counts)
+    kept, place = kept[place < max_output], place[place < max_output]
+    index = np.full((problems, max_output), -1, np.int64)
+    index[problem[kept], place] = source[kept]
+    return index, np.minimum(kept_counts, max_output)
+
+
+def _rank(segments: Floats, scores: Floats, min_score: float) -> tuple[Integers, Integers]:
+    """Positions (B, N) of each problem's candidates in rank order, others behind; and how many there are (B,)."""
+    eligible = (scores > np.float32(min_score)) & np.isfinite(segments).all(axis=-1)
+    descending = ~_ordered_bits(scores).astype(np.int64) << 32
+    key = np.where(eligible, descending | np.arange(scores.shape[1]), NOT_A_CANDIDATE)
+    key.sort(axis=1)
+    return key & 0xFFFFFFFF, eligible.sum(axis=1)
+
+
+def _ordered_bits(values: Floats) -> npt.NDArray[np.int32]:
+    """int32 that order as the values do; -0.0 equals 0.0."""
+    bits = (values + np.float32(0)).view(np.int32)
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def _dense_groups(problem: Integers, labels: npt.NDArray[np.int32]) -> Integers:
+    """Group numbers below 2^31 from problems and labels."""
+    if len(labels) == 0:
+        return problem
+    lowest, classes = int(labels.min()), int(labels.max()) - int(labels.min()) + 1
+    group = problem * classes + (labels.astype(np.int64) - lowest)
+    if (int(problem[-1]) + 1) * classes < 1 << 31:
+        return group
+    return np.unique(group, return_inverse=True)[1]
+
+
+def _key(group: Integers, start: Floats) -> Integers:
+    """Numbers that order by group, then start."""
+    return (group << 32) + _ordered_bits(start)
+
+
+def _reach(candidates: Candidates, threshold: np.float32) -> Floats:
+    """How far behind a candidate's start another may start and still be over the threshold with it.
+
+    The bound (1 - t) / t * length is exact in real numbers; the margin covers the rounding of the fp32 test.
+    """
+    length = np.maximum(candidates.end - candidates.start, 0)
+    margin = np.float32(4e-6) * (np.abs(candidates.start) + np.abs(candidates.end) + 1)
+    return length * min((1 - threshold) / max(threshold, np.float32(1e-30)), np.float32(1)) + 2 * margin
+
+
+def _over_threshold(
+    a: Candidates, rows_a: Integers, b: Candidates, rows_b: Integers, threshold: np.float32
+) -> Booleans:
+    intersection, union = intersection_and_union_numpy(a.start[rows_a], a.end[rows_a], b.start[rows_b], b.end[rows_b])
+    return intersection > threshold * union
+
+
+def _pairs(first: Integers, last: Integers) -> Iterator[tuple[Integers, Integers]]:
+    """All (row, j) with first[row] <= j < last[row], in chunks of about `CHUNK_PAIRS`."""
+    counts = np.maximum(last - first, 0)
+    ends = np.cumsum(counts)
+    row = 0
+    while row < len(counts):
+        done = ends[row] - counts[row]
+        stop = max(int(np.searchsorted(ends, done + CHUNK_PAIRS, side="right")), row + 1)
+        rows = np.repeat(np.arange(row, stop), counts[row:stop])
+        yield rows, np.arange(done, ends[stop - 1]) + (first - ends + counts)[rows]
+        row = stop
+
+
+def _greedy(candidates: Candidates, threshold: np.float32) -> Booleans:
+    """Which candidates exact greedy NMS keeps."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        key = _key(candidates.group, candidates.start)
+        by_start = np.argsort(key)
+        key, ordered = key[by_start], candidates.take(by_start)
+        last = np.searchsorted(key, _key(ordered.group, ordered.start + _reach(ordered, threshold)), side="right")
+        edges = [
+            (by_start[a[over]], by_start[b[over]])
+            for a, b in _pairs(np.arange(1, len(key) + 1), last)
+            for over in [_over_threshold(ordered, a, ordered, b, threshold)]
+        ]
+    ends = np.concatenate(edges, axis=1) if edges else np.zeros((2, 0), np.int64)
+    return ~_dropped(np.minimum(ends[0], ends[1]), np.maximum(ends[0], ends[1]), len(candidates))
+
+
+def _dropped(winner: Integers, loser: Integers, size: int) -> Booleans:
+    """Decide the edges winner -> loser in rounds: those that nobody threatens are kept and drop their losers."""
+    dropped = np.zeros(size, np.bool_)
+    while len(winner):
+        threatened = np.zeros(size, np.bool_)
+        threatened[loser] = True
+        decided = ~threatened[winner]
+        dropped[loser[decided]] = True
+        open_edges = ~(decided | dropped[winner] | dropped[loser])
+        winner, loser = winner[open_edges], loser[open_edges]
+    return dropped
+
+
+def _suppressed_by(kept: Candidates, rest: Candidates, threshold: np.float32) -> Booleans:
+    """Which of `rest` overlap one of `kept`, all of which rank higher, over the threshold."""
+    suppressed = np.zeros(len(rest), np.bool_)
+    if not len(kept) or not len(rest):
+        return suppressed
+    with np.errstate(over="ignore", invalid="ignore"):
+        key = _key(kept.group, kept.start)
+        by_start = np.argsort(key)
+        key, kept = key[by_start], kept.take(by_start)
+        reach = _reach(rest, threshold)
+        # Behind, a longer segment reaches further than its own length only if the threshold is below a half.
+        behind = reach if threshold >= 0.5 else reach + (kept.end - kept.start).max()
+        first = np.searchsorted(key, _key(rest.group, rest.start - behind), side="left")
+        last = np.searchsorted(key, _key(rest.group, rest.start + reach), side="right")
+        for rows, others in _pairs(first, last):
+            over = _over_threshold(rest, rows, kept, others, threshold)
+            suppressed[rows[over]] = True
+    return suppressed

@@ -1,0 +1,73 @@
+"""Intersection and union of segments, in the one form that every op uses on every device.
+
+All of it is fp32 without a multiply-add chain, so that no compiler can round it differently. A segment with
+`end <= start` has length 0; a segment with a non-finite coordinate counts as the empty segment (0, 0). A pair is
+over a threshold when `intersection > threshold * union`, the threshold rounded to fp32 once.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import triton
+import triton.language as tl
+
+Floats = npt.NDArray[np.float32]
+
+FLOAT_MAX = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def finite_segment(start, end):
+    finite = (tl.abs(start) <= FLOAT_MAX) & (tl.abs(end) <= FLOAT_MAX)
+    return tl.where(finite, start, 0.0), tl.where(finite, end, 0.0)
+
+
+@triton.jit
+def load_segment(segments_ptr, row, mask):
+    start = tl.load(segments_ptr + row * 2, mask=mask, other=0.0).to(tl.float32)
+    end = tl.load(segments_ptr + row * 2 + 1, mask=mask, other=0.0).to(tl.float32)
+    return finite_segment(start, end)
+
+
+@triton.jit
+def load_anchor_as_segment(anchors_ptr, row, mask):
+    centre = tl.load(anchors_ptr + row * 2, mask=mask, other=0.0).to(tl.float32)
+    half_width = tl.load(anchors_ptr + row * 2 + 1, mask=mask, other=0.0).to(tl.float32) * 0.5
+    return finite_segment(centre - half_width, centre + half_width)
+
+
+@triton.jit
+def intersection_and_union(start_a, end_a, start_b, end_b):
+    intersection = tl.maximum(tl.minimum(end_a, end_b) - tl.maximum(start_a, start_b), 0.0)
+    lengths = tl.maximum(end_a - start_a, 0.0) + tl.maximum(end_b - start_b, 0.0)
+    return intersection, lengths - intersection
+
+
+@triton.jit
+def tiou_of(intersection, union):
+    return tl.where(union > 0, tl.div_rn(intersection, tl.where(union > 0, union, 1.0)), 0.0)
+
+
+def finite_segments_numpy(segments: Floats) -> tuple[Floats, Floats]:
+    """Starts and ends of `(..., 2)` segments, non-finite segments replaced by (0, 0)."""
+    finite = np.isfinite(segments).all(axis=-1)
+    if finite.all():
+        return segments[..., 0], segments[..., 1]
+    zero = np.float32(0)
+    return np.where(finite, segments[..., 0], zero), np.where(finite, segments[..., 1], zero)
+
+
+def intersection_and_union_numpy(
+    start_a: Floats, end_a: Floats, start_b: Floats, end_b: Floats
+) -> tuple[Floats, Floats]:
+    """`intersection_and_union` for arrays that broadcast."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        intersection = np.minimum(end_a, end_b)
+        intersection = np.maximum(intersection - np.maximum(start_a, start_b), 0)
+        lengths = np.maximum(end_a - start_a, 0) + np.maximum(end_b - start_b, 0)
+        return intersection, lengths - intersection
+
+
+def tiou_of_numpy(intersection: Floats, union: Floats) -> Floats:
+    """`intersection / union`, 0 where the union is not positive."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

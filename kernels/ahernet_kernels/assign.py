@@ -1,0 +1,302 @@
+"""Label assignment (SPEC 2.8): `match` fused with the thresholds of foreground and background."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import custom_op, triton_op, wrap_triton
+
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_fraction, check_offsets, check_tensor
+from ahernet_kernels._tiou import (
+    Floats,
+    finite_segments_numpy,
+    intersection_and_union,
+    intersection_and_union_numpy,
+    load_anchor_as_segment,
+    load_segment,
+    tiou_of,
+    tiou_of_numpy,
+)
+from ahernet_kernels.match import BLOCK_A, anchors_as_segments_numpy, closest_ground_truth, match_numpy
+
+FOREGROUND = 1
+BACKGROUND = 0
+IGNORED = -1
+
+BLOCK_BEST = 1024
+CPU_BLOCK_ELEMENTS = 1 << 18
+
+
+class Assignment(NamedTuple):
+    """What each anchor is and should become; `A` anchors of `B` videos."""
+
+    kind: Tensor
+    """`(B, A)` int64: FOREGROUND, BACKGROUND or IGNORED."""
+    labels: Tensor
+    """`(B, A)` int64: label of the closest ground truth, -1 where nothing overlaps."""
+    targets: Tensor
+    """`(B, A, 2)` fp32: start, end of the closest ground truth, 0 where nothing overlaps."""
+    tiou: Tensor
+    """`(B, A)` fp32: temporal IoU with the closest ground truth (g_iou of the paper)."""
+
+
+@triton.jit
+def best_anchor_kernel(anchors_ptr, gt_segments_ptr, best_ptr, anchors, BLOCK: tl.constexpr):
+    """For one ground truth the anchor with the highest temporal IoU, ties to the lowest; -1 if none overlaps."""
+    row = tl.program_id(0).to(tl.int64)
+    gt_start, gt_end = load_segment(gt_segments_ptr, row, True)
+    best_tiou = 0.0
+    best = -1
+    for first in range(0, anchors, BLOCK):
+        anchor = first + tl.arange(0, BLOCK)
+        start, end = load_anchor_as_segment(anchors_ptr, anchor, anchor < anchors)
+        intersection, union = intersection_and_union(start, end, gt_start, gt_end)
+        tiou, lowest = tl.max(tiou_of(intersection, union), 0, return_indices=True)
+        closer = tiou > best_tiou
+        best_tiou = tl.where(closer, tiou, best_tiou)
+        best = tl.where(closer, first + lowest, best)
+    tl.store(best_ptr + row, best)
+
+
+@triton.jit
+def forced_ground_truth(anchor, start, end, gt_segments_ptr, best_ptr, first, last):
+    """Row of the ground truth whose best anchor this is, or -1; the higher temporal IoU wins, ties to the lowest."""
+    forced_tiou = tl.zeros_like(start)
+    forced = tl.full(start.shape, -1, tl.int32)
+    for row in range(first, last):
+        gt_start, gt_end = load_segment(gt_segments_ptr, row, True)
+        intersection, union = intersection_and_union(start, end, gt_start, gt_end)
+        tiou = tiou_of(intersection, union)
+        wins = (tl.load(best_ptr + row) == anchor) & (tiou > forced_tiou)
+        forced_tiou = tl.where(wins, tiou, forced_tiou)
+        forced = tl.where(wins, row, forced)
+    return forced, forced_tiou
+
+
+@triton.jit
+def assign_kernel(
+    anchors_ptr,
+    gt_segments_ptr,
+    gt_labels_ptr,
+    gt_offsets_ptr,
+    best_ptr,
+    kind_ptr,
+    labels_ptr,
+    targets_ptr,
+    tiou_ptr,
+    anchors,
+    FOREGROUND_THRESHOLD: tl.constexpr,
+    BACKGROUND_THRESHOLD: tl.constexpr,
+    FORCE_MATCH: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+):
+    """A tile of anchors of one video: closest ground truth, thresholds, targets."""
+    video = tl.program_id(0).to(tl.int64)
+    anchor = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)
+    mask = anchor < anchors
+    start, end = load_anchor_as_segment(anchors_ptr, anchor, mask)
+    first = tl.load(gt_offsets_ptr + video).to(tl.int32)
+    last = tl.load(gt_offsets_ptr + video + 1).to(tl.int32)
+    index, tiou, intersection, union = closest_ground_truth(start, end, gt_segments_ptr, first, last)
+    foreground = intersection > FOREGROUND_THRESHOLD * union
+    background = intersection < BACKGROUND_THRESHOLD * union
+    if FORCE_MATCH:
+        forced, forced_tiou = forced_ground_truth(anchor, start, end, gt_segments_ptr, best_ptr, first, last)
+        is_forced = forced >= 0
+        index = tl.where(is_forced, forced, index)
+        tiou = tl.where(is_forced, forced_tiou, tiou)
+        foreground = foreground | is_forced
+    matched = mask & (index >= 0)
+    row = index.to(tl.int64)
+    gt_start, gt_end = load_segment(gt_segments_ptr, row, matched)
+    label = tl.load(gt_labels_ptr + row, mask=matched, other=-1)
+    at = video * anchors + anchor
+    kind = tl.where(foreground, 1, tl.where(background, 0, -1))  # FOREGROUND, BACKGROUND, IGNORED
+    tl.store(kind_ptr + at, kind, mask=mask)
+    tl.store(labels_ptr + at, label, mask=mask)
+    tl.store(targets_ptr + at * 2, gt_start, mask=mask)
+    tl.store(targets_ptr + at * 2 + 1, gt_end, mask=mask)
+    tl.store(tiou_ptr + at, tiou, mask=mask)
+
+
+def assign_launch(
+    kernel: Any,
+    best_kernel: Any,
+    anchors: Tensor,
+    gt_segments: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    foreground_threshold: float,
+    background_threshold: float,
+    force_match: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch `kernel` on videos and anchor tiles, after `best_kernel` on ground truths if matches are forced."""
+    videos, count, ground_truths = gt_offsets.shape[0] - 1, anchors.shape[0], gt_segments.shape[0]
+    kind = torch.empty((videos, count), dtype=torch.int64, device=anchors.device)
+    labels = torch.empty_like(kind)
+    targets = torch.empty((videos, count, 2), dtype=torch.float32, device=anchors.device)
+    tiou = torch.empty((videos, count), dtype=torch.float32, device=anchors.device)
+    if videos == 0 or count == 0:
+        return kind, labels, targets, tiou
+    best = torch.empty((ground_truths,), dtype=torch.int64, device=anchors.device)
+    if force_match and ground_truths > 0:
+        best_kernel[(ground_truths,)](anchors, gt_segments, best, count, BLOCK=BLOCK_BEST)
+    kernel[(videos, triton.cdiv(count, BLOCK_A))](
+        anchors,
+        gt_segments,
+        gt_labels,
+        gt_offsets,
+        best,
+        kind,
+        labels,
+        targets,
+        tiou,
+        count,
+        FOREGROUND_THRESHOLD=foreground_threshold,
+        BACKGROUND_THRESHOLD=background_threshold,
+        FORCE_MATCH=force_match,
+        BLOCK_A=BLOCK_A,
+    )
+    return kind, labels, targets, tiou
+
+
+def _force_matches(
+    anchors: Floats,
+    gt_segments: Floats,
+    gt_offsets: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int64],
+    tiou: Floats,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give every overlapping ground truth its best anchor in `index` and `tiou`; return (video, anchor) of them."""
+    start, end = anchors_as_segments_numpy(anchors)
+    gt_start, gt_end = finite_segments_numpy(gt_segments)
+    best, best_tiou = np.zeros(len(gt_segments), np.int64), np.zeros(len(gt_segments), np.float32)
+    size = max(1, CPU_BLOCK_ELEMENTS // len(anchors))
+    for rows in (slice(first, first + size) for first in range(0, len(gt_segments), size)):
+        pairs = tiou_of_numpy(*intersection_and_union_numpy(start, end, gt_start[rows, None], gt_end[rows, None]))
+        best[rows] = pairs.argmax(axis=1)
+        best_tiou[rows] = pairs.max(axis=1)
+    video = np.repeat(np.arange(len(gt_offsets) - 1), np.diff(gt_offsets))
+    # Written from the lowest to the highest claim, so that the highest temporal IoU, lowest row, stays.
+    rows_by_claim = np.lexsort((-np.arange(len(best)), best_tiou))
+    rows_by_claim = rows_by_claim[best_tiou[rows_by_claim] > 0]
+    place = (video[rows_by_claim], best[rows_by_claim])
+    index[place] = rows_by_claim
+    tiou[place] = best_tiou[rows_by_claim]
+    return place
+
+
+@custom_op("ahernet_kernels::assign_cpu", mutates_args=(), device_types="cpu")
+def _assign_cpu(
+    anchors: Tensor,
+    gt_segments: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    foreground_threshold: float,
+    background_threshold: float,
+    force_match: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    anchors_array, gt_array = anchors.float().numpy(), gt_segments.float().numpy()
+    offsets_array, labels_array = gt_offsets.numpy(), gt_labels.numpy()
+    index, tiou = match_numpy(anchors_array, gt_array, offsets_array)
+    # One more row stands for "nothing overlaps": index -1 finds it.
+    gt_start, gt_end = (np.append(ends, np.float32(0)) for ends in finite_segments_numpy(gt_array))
+    targets = np.stack([gt_start[index], gt_end[index]], axis=-1)
+    start, end = anchors_as_segments_numpy(anchors_array)
+    intersection, union = intersection_and_union_numpy(start, end, targets[..., 0], targets[..., 1])
+    union[index < 0] = 1
+    foreground = intersection > np.float32(foreground_threshold) * union
+    background = intersection < np.float32(background_threshold) * union
+    if force_match and index.size:
+        foreground[_force_matches(anchors_array, gt_array, offsets_array, index, tiou)] = True
+        targets = np.stack([gt_start[index], gt_end[index]], axis=-1)
+    kind = np.where(foreground, FOREGROUND, np.where(background, BACKGROUND, IGNORED))
+    labels = np.append(labels_array, -1)[index]
+    return torch.from_numpy(kind), torch.from_numpy(labels), torch.from_numpy(targets), torch.from_numpy(tiou)
+
+
+@_assign_cpu.register_fake
+def _(
+    anchors: Tensor,
+    gt_segments: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    foreground_threshold: float,
+    background_threshold: float,
+    force_match: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (gt_offsets.shape[0] - 1, anchors.shape[0])
+    return (
+        anchors.new_empty(shape, dtype=torch.int64),
+        anchors.new_empty(shape, dtype=torch.int64),
+        anchors.new_empty((*shape, 2), dtype=torch.float32),
+        anchors.new_empty(shape, dtype=torch.float32),
+    )
+
+
+@triton_op("ahernet_kernels::assign", mutates_args=())
+def _assign(
+    anchors: Tensor,
+    gt_segments: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    foreground_threshold: float,
+    background_threshold: float,
+    force_match: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    arguments = (anchors, gt_segments, gt_labels, gt_offsets)
+    settings = (foreground_threshold, background_threshold, force_match)
+    if anchors.device.type == "cpu":
+        return _assign_cpu(*arguments, *settings)
+    return assign_launch(wrap_triton(assign_kernel), wrap_triton(best_anchor_kernel), *arguments, *settings)
+
+
+def assign(
+    anchors: Tensor,
+    gt_segments: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    foreground_threshold: float = 0.8,
+    background_threshold: float = 0.3,
+    force_match: bool = False,
+) -> Assignment:
+    """Decide for every anchor whether it is foreground, background or ignored, and what it should become.
+
+    Foreground when its temporal IoU with the closest ground truth is > `foreground_threshold`, background when it
+    is < `background_threshold`, ignored between; both strict, decided as `intersection > threshold * union`.
+
+    Args:
+        anchors: `(A, 2)` centre, width, shared by all videos; fp16, bf16 or fp32.
+        gt_segments: `(G, 2)` start, end of all videos' ground truths, in the unit of the anchors.
+        gt_labels: `(G,)` int64, labels >= 0.
+        gt_offsets: `(B + 1,)` int64; rows `gt_offsets[b]:gt_offsets[b + 1]` belong to video b.
+        foreground_threshold: in [0, 1].
+        background_threshold: in [0, 1].
+        force_match: also make the best anchor of each ground truth (ties: the lowest) foreground of that ground
+            truth. An anchor that is the best of several goes to the highest temporal IoU (ties: the lowest row).
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
+    """
+    sizes: dict[str, int] = {}
+    check_tensor("anchors", anchors, FLOATS, ("A", 2), sizes, anchors.device)
+    check_tensor("gt_segments", gt_segments, FLOATS, ("G", 2), sizes, anchors.device)
+    check_tensor("gt_labels", gt_labels, INTEGERS, ("G",), sizes, anchors.device)
+    check_offsets("gt_offsets", gt_offsets, anchors.device)
+    check_fraction("foreground_threshold", foreground_threshold)
+    check_fraction("background_threshold", background_threshold)
+    return Assignment(
+        *_assign(
+            anchors.detach().contiguous(),
+            gt_segments.detach().contiguous(),
+            gt_labels.contiguous(),
+            gt_offsets.contiguous(),
+            foreground_threshold,
+            background_threshold,
+            force_match,
+        )
+    )

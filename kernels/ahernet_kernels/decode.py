@@ -1,0 +1,273 @@
+"""Network outputs of all scales to segments, scores and labels in one launch (SPEC 2.7, 2.13; eq. 5).
+
+A program takes a tile of cells of one scale of one video and walks over the classes. Each lane keeps its running
+maximum, the class of it and the sum of exponentials; lanes merge once at the end. The probability of the best
+class is 1 / sum, so no softmax is ever in memory. The network's per-scale tensors are read where they are.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from ahernet_kernels._arguments import FLOATS, check_tensor
+from ahernet_kernels._tiou import FLOAT_MAX
+
+MAX_SCALES = 8
+BLOCK_CELLS = 16
+BLOCK_CLASSES = 64
+
+
+@triton.jit
+def of_scale(scale, v0, v1, v2, v3, v4, v5, v6, v7):
+    """The value or pointer of one scale."""
+    v = tl.where(scale == 1, v1, v0)
+    v = tl.where(scale == 2, v2, v)
+    v = tl.where(scale == 3, v3, v)
+    v = tl.where(scale == 4, v4, v)
+    v = tl.where(scale == 5, v5, v)
+    v = tl.where(scale == 6, v6, v)
+    return tl.where(scale == 7, v7, v)
+
+
+@triton.jit
+def best_class(logits_ptr, cell, inside, cells, classes, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr):
+    """Probability and label of the best class of each cell; a cell without a finite logit has 0 and class 0."""
+    minus_infinity = float("-inf")
+    best = tl.full([BLOCK_CLASSES, BLOCK_CELLS], minus_infinity, tl.float32)
+    total = tl.zeros([BLOCK_CLASSES, BLOCK_CELLS], tl.float32)
+    label = tl.zeros([BLOCK_CLASSES, BLOCK_CELLS], tl.int32)
+    for first in range(0, classes, BLOCK_CLASSES):
+        index = first + tl.arange(0, BLOCK_CLASSES)
+        at = logits_ptr + index.to(tl.int64)[:, None] * cells + cell[None, :]
+        mask = (index < classes)[:, None] & inside[None, :]
+        x = tl.load(at, mask=mask, other=minus_infinity).to(tl.float32)
+        x = tl.minimum(tl.where(x == x, x, minus_infinity), FLOAT_MAX)
+        rises = x > best
+        # One exponential an element: of the old sum's scale if the maximum rises, of the new term otherwise.
+        decay = tl.where(x > minus_infinity, tl.exp(-tl.abs(x - best)), 0.0)
+        total = tl.where(rises, total * decay + 1.0, total + decay)
+        label = tl.where(rises, index[:, None], label)
+        best = tl.where(rises, x, best)
+    top = tl.max(best, 0)
+    lane_scale = tl.where(best > minus_infinity, tl.exp(best - top[None, :]), 0.0)
+    total = tl.sum(total * lane_scale, 0)
+    label = tl.min(tl.where(best == top[None, :], label, classes), 0)
+    return tl.where(top > minus_infinity, tl.div_rn(1.0, total), 0.0), label
+
+
+@triton.jit
+def decode_kernel(
+    logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,
+    offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7,
+    overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7,
+    anchors_ptr, segments_ptr, scores_ptr, labels_ptr, classes,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
+    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+):  # fmt: skip
+    """A tile of cells of one scale of one video: best class, then every anchor of the cells."""
+    video = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0)
+    N1: tl.constexpr = (T0 + BLOCK_CELLS - 1) // BLOCK_CELLS  # first tile of scale 1, and so on
+    N2: tl.constexpr = N1 + (T1 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    N3: tl.constexpr = N2 + (T2 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    N4: tl.constexpr = N3 + (T3 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    N5: tl.constexpr = N4 + (T4 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    N6: tl.constexpr = N5 + (T5 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    N7: tl.constexpr = N6 + (T6 + BLOCK_CELLS - 1) // BLOCK_CELLS
+    C2: tl.constexpr = T0 + T1  # first cell of scale 2, and so on
+    C3: tl.constexpr = C2 + T2
+    C4: tl.constexpr = C3 + T3
+    C5: tl.constexpr = C4 + T4
+    C6: tl.constexpr = C5 + T5
+    C7: tl.constexpr = C6 + T6
+    scale = (tile >= N1).to(tl.int32) + (tile >= N2).to(tl.int32) + (tile >= N3).to(tl.int32)
+    scale += (tile >= N4).to(tl.int32) + (tile >= N5).to(tl.int32) + (tile >= N6).to(tl.int32)
+    scale += (tile >= N7).to(tl.int32)
+    cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
+    cell = (tile - of_scale(scale, 0, N1, N2, N3, N4, N5, N6, N7)) * BLOCK_CELLS + tl.arange(0, BLOCK_CELLS)
+    inside = cell < cells
+
+    logits_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
+    offsets_ptr = of_scale(
+        scale, offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7
+    )
+    overlaps_ptr = of_scale(
+        scale, overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7
+    )
+    probability, label = best_class(
+        logits_ptr + video * classes * cells, cell, inside, cells, classes, BLOCK_CLASSES, BLOCK_CELLS
+    )
+    anchors = (C7 + T7) * RATIOS
+    first_anchor = (of_scale(scale, 0, T0, C2, C3, C4, C5, C6, C7) + cell) * RATIOS
+    offsets_ptr += video * 2 * RATIOS * cells + cell
+    overlaps_ptr += video * RATIOS * cells + cell
+    for ratio in tl.static_range(RATIOS):
+        anchor = first_anchor + ratio
+        anchor_centre = tl.load(anchors_ptr + anchor * 2, mask=inside, other=0.0).to(tl.float32)
+        anchor_width = tl.load(anchors_ptr + anchor * 2 + 1, mask=inside, other=0.0).to(tl.float32)
+        centre_offset = tl.load(offsets_ptr + 2 * ratio * cells, mask=inside, other=0.0).to(tl.float32)
+        width_offset = tl.load(offsets_ptr + (2 * ratio + 1) * cells, mask=inside, other=0.0).to(tl.float32)
+        overlap = tl.load(overlaps_ptr + ratio * cells, mask=inside, other=0.0).to(tl.float32)
+        centre = anchor_centre + CENTRE_SCALE * anchor_width * centre_offset
+        half_width = 0.5 * anchor_width * tl.exp(WIDTH_SCALE * width_offset)
+        valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)
+        start = tl.where(valid, tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0), 0.0)
+        end = tl.where(valid, tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0), 0.0)
+        overlap = tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)
+        score = tl.where(valid, probability * overlap, float("-inf"))
+        at = video * anchors + anchor
+        tl.store(segments_ptr + at * 2, start, mask=inside)
+        tl.store(segments_ptr + at * 2 + 1, end, mask=inside)
+        tl.store(scores_ptr + at, score, mask=inside)
+        tl.store(labels_ptr + at, label, mask=inside)
+
+
+def decode_launch(
+    kernel: Any,
+    logits: list[Tensor],
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float,
+    width_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch `kernel` on tiles of cells and videos; shapes as in `decode`."""
+    videos, classes, _ = logits[0].shape
+    cells = [tensor.shape[2] for tensor in logits]
+    count, ratios = anchors.shape[0], overlaps[0].shape[1]
+    segments = torch.empty((videos, count, 2), dtype=torch.float32, device=anchors.device)
+    scores = torch.empty((videos, count), dtype=torch.float32, device=anchors.device)
+    labels = torch.empty((videos, count), dtype=torch.int64, device=anchors.device)
+    if videos == 0 or count == 0:
+        return segments, scores, labels
+    absent = MAX_SCALES - len(cells)
+    lengths = [*cells, *[0] * absent]
+    tiles = sum(triton.cdiv(length, BLOCK_CELLS) for length in cells)
+    kernel[(tiles, videos)](
+        *logits, *logits[:1] * absent,
+        *offsets, *offsets[:1] * absent,
+        *overlaps, *overlaps[:1] * absent,
+        anchors, segments, scores, labels, classes,
+        T0=lengths[0], T1=lengths[1], T2=lengths[2], T3=lengths[3],
+        T4=lengths[4], T5=lengths[5], T6=lengths[6], T7=lengths[7],
+        RATIOS=ratios, CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale,
+        BLOCK_CLASSES=BLOCK_CLASSES, BLOCK_CELLS=BLOCK_CELLS,
+    )  # fmt: skip
+    return segments, scores, labels
+
+
+def _best_class_torch(logits: Tensor) -> tuple[Tensor, Tensor]:
+    top_float = torch.finfo(torch.float32).max
+    logits = logits.float().nan_to_num(nan=-torch.inf, posinf=top_float, neginf=-torch.inf)
+    top, label = logits.max(dim=1)
+    finite_top = torch.where(top == -torch.inf, 0.0, top)
+    total = (logits - finite_top[:, None]).exp_().sum(dim=1)
+    return torch.where(top == -torch.inf, 0.0, 1.0 / total), label
+
+
+def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:
+    """(B, ratios * K, T_j) of all scales -> (B, A, K) in the order of the anchors."""
+    return torch.cat([x.float().unflatten(1, (ratios, -1)).permute(0, 3, 1, 2).flatten(1, 2) for x in per_scale], dim=1)
+
+
+def decode_torch(
+    logits: list[Tensor],
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float,
+    width_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`decode` on a CPU."""
+    ratios = overlaps[0].shape[1]
+    best = [_best_class_torch(scale) for scale in logits]
+    probability = torch.cat([p for p, _ in best], dim=1).repeat_interleave(ratios, dim=1)
+    labels = torch.cat([label for _, label in best], dim=1).repeat_interleave(ratios, dim=1)
+    offset = _per_anchor(offsets, ratios)
+    overlap = _per_anchor(overlaps, ratios)[..., 0]
+    anchor_centre, anchor_width = anchors.float().unbind(-1)
+    centre = anchor_centre + centre_scale * anchor_width * offset[..., 0]
+    half_width = 0.5 * anchor_width * (width_scale * offset[..., 1]).exp()
+    valid = centre.isfinite() & ~half_width.isnan()
+    ends = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0.0, 1.0)
+    scores = probability * overlap.sigmoid().nan_to_num(nan=0.0)
+    segments = torch.where(valid[..., None], ends, 0.0)
+    return segments, torch.where(valid, scores, -torch.inf), labels
+
+
+@triton_op("ahernet_kernels::decode", mutates_args=())
+def _decode(
+    logits: list[Tensor],
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float,
+    width_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (logits, offsets, overlaps, anchors, centre_scale, width_scale)
+    if anchors.device.type == "cpu":
+        return decode_torch(*arguments)
+    return decode_launch(wrap_triton(decode_kernel), *arguments)
+
+
+def decode(
+    logits: list[Tensor],
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float = 1.0,
+    width_scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode anchors (eq. 5) and score them: `max_c p_c * sigmoid(overlap)` with the softmax p of the anchor's cell.
+
+    centre = m_c + centre_scale * m_w * dc, width = m_w * exp(width_scale * dw). A NaN logit counts as -inf. Where
+    an offset makes the centre or the width meaningless the segment is (0, 0) and the score -inf.
+
+    Args:
+        logits: per scale `(B, C, T_j)` class logits of each cell; fp16, bf16 or fp32; at most 8 scales.
+        offsets: per scale `(B, 2 * D, T_j)`, channels dc, dw of ratio 0, then of ratio 1, and so on.
+        overlaps: per scale `(B, D, T_j)`, before the sigmoid.
+        anchors: `(A, 2)` centre, width as fractions of the video, ordered by scale, cell, ratio;
+            A = D * sum of T_j.
+        centre_scale: alpha1 of eq. 5.
+        width_scale: alpha2 of eq. 5.
+
+    Returns:
+        segments: `(B, A, 2)` fp32 start, end, clipped to [0, 1].
+        scores: `(B, A)` fp32.
+        labels: `(B, A)` int64; ties go to the lowest class.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
+    """
+    if not 1 <= len(logits) <= MAX_SCALES:
+        raise ValueError(f"logits: expected 1 to {MAX_SCALES} scales, got {len(logits)}")
+    for name, per_scale in (("offsets", offsets), ("overlaps", overlaps)):
+        if len(per_scale) != len(logits):
+            raise ValueError(f"{name}: expected {len(logits)} scales as in logits, got {len(per_scale)}")
+    device = anchors.device
+    sizes: dict[str, int] = {}
+    ratios = overlaps[0].shape[1] if overlaps[0].ndim == 3 else 0
+    for j in range(len(logits)):
+        dtype = (logits[0].dtype,) if logits[0].dtype in FLOATS else FLOATS
+        check_tensor(f"logits[{j}]", logits[j], dtype, ("B", "C", f"T_{j}"), sizes, device)
+        check_tensor(f"offsets[{j}]", offsets[j], dtype, ("B", 2 * ratios, f"T_{j}"), sizes, device)
+        check_tensor(f"overlaps[{j}]", overlaps[j], dtype, ("B", ratios, f"T_{j}"), sizes, device)
+    if sizes["C"] == 0:
+        raise ValueError("logits: expected at least one class")
+    cells = sum(tensor.shape[2] for tensor in logits)
+    check_tensor("anchors", anchors, FLOATS, (ratios * cells, 2), {}, device)
+    return _decode(
+        [x.detach().contiguous() for x in logits],
+        [x.detach().contiguous() for x in offsets],
+        [x.detach().contiguous() for x in overlaps],
+        anchors.detach().contiguous(),
+        centre_scale,
+        width_scale,
+    )

@@ -1,0 +1,264 @@
+"""Ragged sequences to a fixed length (SPEC 2.1): linear interpolation averaged inside each output bin.
+
+Row k of a sequence of L rows stands at (k + 0.5) / L; between rows the signal is linear, beyond the first and the
+last it is constant. Output step i of T is the exact mean of that signal over [i / T, (i + 1) / T]. So a long video
+is low-pass filtered, not subsampled, and a short one is interpolated. Both directions gather, without atomics:
+output i is a weighted sum of the rows under its bin, the gradient of row k one of the bins over its hat function.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import custom_op, triton_op, wrap_triton
+
+from ahernet_kernels._arguments import FLOATS, check_offsets, check_tensor
+
+BLOCK_T = 8
+BLOCK_ROWS = 4
+BLOCK_D = 256
+
+
+@triton.jit
+def bin_weight(step, row, rows, STEPS: tl.constexpr):
+    """Share of a row in the mean over an output bin: its hat function integrated over the bin, by the bin's width.
+
+    Bin edges are measured from the row, in rows; integer arithmetic keeps them exact however long the sequence.
+    """
+    near, far = step.to(tl.int64) * rows, (step.to(tl.int64) + 1) * rows
+    left = ((near // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((near % STEPS).to(tl.float32), STEPS * 1.0)
+    right = ((far // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((far % STEPS).to(tl.float32), STEPS * 1.0)
+    is_first, is_last = row == 0, row == rows - 1
+    # Left of the row the hat rises, or is 1 for the first row; right of it it falls, or is 1 for the last.
+    a = tl.where(is_first, left, tl.maximum(left, -1.0))
+    b = tl.minimum(right, 0.0)
+    rising = tl.maximum(b - a, 0.0) * tl.where(is_first, 1.0, 1.0 + 0.5 * (a + b))
+    a = tl.maximum(left, 0.0)
+    b = tl.where(is_last, right, tl.minimum(right, 1.0))
+    falling = tl.maximum(b - a, 0.0) * tl.where(is_last, 1.0, 1.0 - 0.5 * (a + b))
+    return (rising + falling) * tl.div_rn(STEPS * 1.0, rows.to(tl.float32))
+
+
+@triton.jit
+def resample_kernel(
+    features_ptr,
+    offsets_ptr,
+    output_ptr,
+    dimension,
+    STEPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile of output steps and channels of one video."""
+    video = tl.program_id(1).to(tl.int64)
+    step = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin = tl.load(offsets_ptr + video)
+    rows = tl.load(offsets_ptr + video + 1) - begin
+    first = tl.maximum(2 * step.to(tl.int64) * rows - STEPS, 0) // (2 * STEPS)
+    mean = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    support = tl.where(rows > 0, tl.cdiv(rows, STEPS) + 2, 0)
+    for k in range(support.to(tl.int32)):
+        row = first + k
+        weight = tl.where(row < rows, bin_weight(step, row, rows, STEPS), 0.0)
+        mask = (weight != 0.0)[:, None] & (channel < dimension)[None, :]
+        at = features_ptr + (begin + row)[:, None] * dimension + channel[None, :]
+        mean += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mask = (step < STEPS)[:, None] & (channel < dimension)[None, :]
+    at = output_ptr + (video * STEPS + step)[:, None] * dimension + channel[None, :]
+    tl.store(at, mean, mask=mask)
+
+
+@triton.jit
+def resample_backward_kernel(
+    gradient_ptr,
+    offsets_ptr,
+    video_ptr,
+    output_ptr,
+    total_rows,
+    dimension,
+    STEPS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile of input rows, of whatever videos they are, and channels."""
+    at_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = at_row < total_rows
+    video = tl.load(video_ptr + at_row, mask=inside, other=0)
+    begin = tl.load(offsets_ptr + video, mask=inside, other=0)
+    rows = tl.load(offsets_ptr + video + 1, mask=inside, other=1) - begin
+    row = at_row - begin
+    first = tl.maximum((2 * row - 1) * STEPS, 0) // (2 * rows)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    support = tl.max(tl.where(inside, (2 * STEPS + rows - 1) // rows, 0), 0) + 2
+    for k in range(support.to(tl.int32)):
+        step = first + k
+        weight = tl.where(inside & (step < STEPS), bin_weight(step, row, rows, STEPS), 0.0)
+        mask = (weight != 0.0)[:, None] & (channel < dimension)[None, :]
+        at = gradient_ptr + (video * STEPS + step)[:, None] * dimension + channel[None, :]
+        total += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mask = inside[:, None] & (channel < dimension)[None, :]
+    tl.store(output_ptr + at_row[:, None] * dimension + channel[None, :], total, mask=mask)
+
+
+def resample_launch(kernel: Any, features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    """Launch `kernel` on tiles of steps, videos and channels; shapes as in `resample`."""
+    videos, dimension = offsets.shape[0] - 1, features.shape[1]
+    output = torch.empty((videos, steps, dimension), dtype=torch.float32, device=features.device)
+    if videos > 0 and dimension > 0:
+        grid = (triton.cdiv(steps, BLOCK_T), videos, triton.cdiv(dimension, BLOCK_D))
+        kernel[grid](features, offsets, output, dimension, STEPS=steps, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D)
+    return output
+
+
+def resample_backward_launch(kernel: Any, gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    """Launch `kernel` on tiles of rows and channels: gradient (B, T, D) -> (R, D)."""
+    _, steps, dimension = gradient.shape
+    output = torch.empty((rows, dimension), dtype=torch.float32, device=gradient.device)
+    if rows > 0 and dimension > 0:
+        row = torch.arange(rows, device=offsets.device)
+        video = torch.bucketize(row, offsets[1:], right=True)
+        grid = (triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(dimension, BLOCK_D))
+        kernel[grid](
+            gradient,
+            offsets,
+            video,
+            output,
+            rows,
+            dimension,
+            STEPS=steps,
+            BLOCK_ROWS=BLOCK_ROWS,
+            BLOCK_D=BLOCK_D,
+        )
+    return output
+
+
+class Band(NamedTuple):
+    """The banded `(B * steps, R)` matrix of `resample`, non-zeros row by row as `embedding_bag` takes them."""
+
+    starts: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+    def transposed(self, columns: int) -> "Band":
+        """The `(columns, rows)` matrix."""
+        rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        order = np.argsort(self.columns, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self.columns, minlength=columns))])
+        return Band(starts, rows[order], self.weights[order])
+
+    def multiply(self, dense: Tensor) -> Tensor:
+        """This matrix times `(columns, D)` fp32."""
+        if len(self.columns) == 0:
+            return dense.new_zeros((len(self.starts) - 1, dense.shape[1]))
+        return torch.nn.functional.embedding_bag(
+            torch.from_numpy(self.columns),
+            dense,
+            torch.from_numpy(self.starts),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(self.weights),
+            include_last_offset=True,
+        )
+
+
+def resample_band(offsets: npt.NDArray[np.int64], steps: int) -> Band:
+    """Which rows each output step is made of, and by how much."""
+    rows = np.repeat(np.diff(offsets), steps)
+    step = np.tile(np.arange(steps), len(offsets) - 1)
+    first = np.maximum(2 * step * rows - steps, 0) // (2 * steps)
+    last = np.minimum((2 * (step + 1) * rows - steps) // (2 * steps) + 1, rows - 1)
+    counts = last - first + 1
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    bin_of = np.repeat(np.arange(len(rows)), counts)
+    row = np.arange(starts[-1]) - (starts[:-1] - first)[bin_of]
+    columns = row + np.repeat(offsets[:-1], steps)[bin_of]
+    return Band(starts, columns, _bin_weight_numpy(step[bin_of], row, rows[bin_of], steps))
+
+
+def _bin_weight_numpy(
+    step: npt.NDArray[np.int64], row: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], steps: int
+) -> npt.NDArray[np.float32]:
+    left, right = step * rows / steps - row - 0.5, (step + 1) * rows / steps - row - 0.5
+    is_first, is_last = row == 0, row == rows - 1
+    a, b = np.where(is_first, left, np.maximum(left, -1)), np.minimum(right, 0)
+    rising = np.maximum(b - a, 0) * np.where(is_first, 1, 1 + (a + b) / 2)
+    a, b = np.maximum(left, 0), np.where(is_last, right, np.minimum(right, 1))
+    falling = np.maximum(b - a, 0) * np.where(is_last, 1, 1 - (a + b) / 2)
+    return ((rising + falling) * (steps / rows)).astype(np.float32)
+
+
+@custom_op("ahernet_kernels::resample_cpu", mutates_args=(), device_types="cpu")
+def _resample_cpu(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    band = resample_band(offsets.numpy(), steps)
+    return band.multiply(features.float()).view(offsets.shape[0] - 1, steps, features.shape[1])
+
+
+@_resample_cpu.register_fake
+def _(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    return features.new_empty((offsets.shape[0] - 1, steps, features.shape[1]), dtype=torch.float32)
+
+
+@custom_op("ahernet_kernels::resample_backward_cpu", mutates_args=(), device_types="cpu")
+def _resample_backward_cpu(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    band = resample_band(offsets.numpy(), gradient.shape[1]).transposed(rows)
+    return band.multiply(gradient.flatten(0, 1).float())
+
+
+@_resample_backward_cpu.register_fake
+def _(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    return gradient.new_empty((rows, gradient.shape[2]), dtype=torch.float32)
+
+
+@triton_op("ahernet_kernels::resample", mutates_args=())
+def _resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    if features.device.type == "cpu":
+        return _resample_cpu(features, offsets, steps)
+    return resample_launch(wrap_triton(resample_kernel), features, offsets, steps)
+
+
+@triton_op("ahernet_kernels::resample_backward", mutates_args=())
+def _resample_backward(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    if gradient.device.type == "cpu":
+        return _resample_backward_cpu(gradient, offsets, rows)
+    return resample_backward_launch(wrap_triton(resample_backward_kernel), gradient, offsets, rows)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    features, offsets, _ = inputs
+    ctx.save_for_backward(offsets)
+    ctx.rows, ctx.dtype = features.shape[0], features.dtype
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return _resample_backward(gradient.contiguous(), offsets, ctx.rows).to(ctx.dtype), None, None
+
+
+_resample.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    """Bring ragged sequences to one length; differentiable in `features`.
+
+    Args:
+        features: `(R, D)` rows of all videos; fp16, bf16 or fp32.
+        offsets: `(B + 1,)` int64 with `offsets[0] = 0` and `offsets[B] = R`; rows `offsets[b]:offsets[b + 1]`
+            belong to video b. A video of one row repeats it; one without rows gives zeros.
+        steps: T >= 1, the number of output steps.
+
+    Returns:
+        `(B, T, D)` fp32.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
+    """
+    check_tensor("features", features, FLOATS, ("R", "D"), {}, features.device)
+    check_offsets("offsets", offsets, features.device)
+    if steps < 1:
+        raise ValueError(f"steps: expected a number >= 1, got {steps}")
+    return _resample(features.contiguous(), offsets.contiguous(), steps)

@@ -1,0 +1,44 @@
+import os
+
+import hypothesis
+import pytest
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["interpreter"] if INTERPRETING else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+PADDING = 64
+INTEGER_POISON = -77
+
+common = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "print_blob": True}
+hypothesis.settings.register_profile("registered", max_examples=150, **common)
+hypothesis.settings.register_profile("interpreter", max_examples=12, derandomize=True, **common)
+hypothesis.settings.load_profile("interpreter" if INTERPRETING else "registered")
+
+
+@pytest.fixture(params=BACKENDS, scope="session")
+def ops(request):
+    from kernel_backends import interpreter, registered
+
+    return interpreter() if request.param == "interpreter" else registered(request.param)
+
+
+@pytest.fixture(autouse=INTERPRETING or "cuda" in BACKENDS)
+def poisoned_allocations(monkeypatch):
+    """Fresh memory holds NaN between two canaries: what a kernel leaves out or writes beside it is seen."""
+    allocate = torch.empty
+    buffers = []
+
+    def poisoned(*size, dtype=None, device=None, **settings):
+        shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+        poison = float("nan") if (dtype or torch.float32).is_floating_point else INTEGER_POISON
+        buffer = allocate(shape.numel() + 2 * PADDING, dtype=dtype, device=device, **settings)
+        buffer.fill_(poison)
+        buffers.append(buffer)
+        return buffer[PADDING : PADDING + shape.numel()].view(shape)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    yield
+    for buffer in buffers:
+        for canary in (buffer[:PADDING], buffer[-PADDING:]):
+            intact = canary.isnan() if canary.is_floating_point() else canary == INTEGER_POISON
+            assert intact.all(), "a kernel wrote outside its output"

@@ -1,0 +1,43 @@
+import kernel_references as reference
+import kernel_strategies as strategies
+import torch
+from hypothesis import given
+
+
+@given(anchors=strategies.anchors(), truths=strategies.ground_truths())
+def test_equals_the_reference_bit_for_bit(ops, anchors, truths):
+    segments, _, offsets = truths
+    index, tiou = ops.match(anchors, segments, offsets)
+    expected_index, expected_tiou = reference.match(anchors, segments, offsets)
+    torch.testing.assert_close(tiou, expected_tiou, rtol=0, atol=0)
+    assert torch.equal(index, expected_index)
+
+
+def test_ties_go_to_the_lowest_ground_truth(ops):
+    anchors = torch.tensor([[0.5, 0.2]])
+    segments = torch.tensor([[0.9, 1.0], [0.4, 0.6], [0.4, 0.6]])
+    index, _ = ops.match(anchors, segments, torch.tensor([0, 3]))
+    assert index.tolist() == [[1]]
+
+
+def test_index_is_a_row_of_all_ground_truths_not_of_the_video(ops):
+    anchors = torch.tensor([[0.5, 0.2]])
+    segments = torch.tensor([[0.4, 0.6], [0.4, 0.6]])
+    index, _ = ops.match(anchors, segments, torch.tensor([0, 1, 1, 2]))
+    assert index.tolist() == [[0], [-1], [1]]
+
+
+def test_segments_that_only_touch_do_not_match(ops):
+    index, tiou = ops.match(torch.tensor([[0.25, 0.5]]), torch.tensor([[0.5, 1.0]]), torch.tensor([0, 1]))
+    assert index.item() == -1
+    assert tiou.item() == 0
+
+
+def test_more_anchors_than_one_tile(ops):
+    anchors = torch.rand((700, 2), generator=torch.Generator().manual_seed(0))
+    segments = torch.tensor([[0.1, 0.3], [0.2, 0.9], [0.5, 0.6]])
+    offsets = torch.tensor([0, 2, 3])
+    index, tiou = ops.match(anchors, segments, offsets)
+    expected_index, expected_tiou = reference.match(anchors, segments, offsets)
+    assert torch.equal(index, expected_index)
+    torch.testing.assert_close(tiou, expected_tiou, rtol=0, atol=0)

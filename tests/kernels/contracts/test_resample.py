@@ -1,0 +1,99 @@
+import kernel_references as reference
+import kernel_strategies as strategies
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def features_of(offsets, dimension, seed=0):
+    return torch.randn((int(offsets[-1]), dimension), generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    offsets=st.integers(0, 3).flatmap(lambda videos: strategies.offsets(videos, 40)),
+    dimension=st.sampled_from([0, 1, 3]),
+    steps=st.sampled_from([1, 2, 7, 16]),
+)
+def test_equals_the_mean_over_each_bin(ops, offsets, dimension, steps):
+    features = features_of(offsets, dimension)
+    expected = reference.resample(features, offsets, steps, samples=512)
+    torch.testing.assert_close(ops.resample(features, offsets, steps), expected, rtol=0, atol=5e-4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    steps=st.sampled_from([1, 2, 7, 16]),
+)
+def test_backward_is_the_transpose_of_forward(ops, lengths, steps):
+    """<resample(x), g> = <x, backward(g)> for every x and g."""
+    offsets = torch.from_numpy(np.cumsum([0, *lengths]))
+    identity = torch.eye(int(offsets[-1]))
+    forward = ops.resample(identity, offsets, steps)
+    gradient = torch.randn(forward.shape[:2], generator=torch.Generator().manual_seed(1))
+    expected = torch.einsum("btr,bt->r", forward, gradient)
+    actual = ops.resample_backward(gradient[..., None].contiguous(), offsets, int(offsets[-1]))
+    torch.testing.assert_close(actual[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 17, 100, 5000])
+def test_a_constant_stays_constant(ops, rows):
+    output = ops.resample(torch.full((rows, 2), 3.0), torch.tensor([0, rows]), 16)
+    torch.testing.assert_close(output, torch.full((1, 16, 2), 3.0), rtol=2e-6, atol=0)
+
+
+def test_one_row_is_repeated(ops):
+    row = torch.tensor([[1.0, -2.0]])
+    torch.testing.assert_close(ops.resample(row, torch.tensor([0, 1]), 4), row.expand(1, 4, 2))
+
+
+def test_a_video_without_rows_gives_zeros(ops):
+    output = ops.resample(torch.ones((2, 3)), torch.tensor([0, 0, 2, 2]), 4)
+    assert output.sum(dim=(1, 2)).tolist() == pytest.approx([0, 12, 0])
+
+
+def test_a_video_of_the_wanted_length_is_smoothed_by_one_eighth(ops):
+    """A bin of one row's width sees 3/4 of its own hat and 1/8 of each neighbour's."""
+    output = ops.resample(torch.eye(8), torch.tensor([0, 8]), 8)
+    assert output[0, 3].tolist() == pytest.approx([0, 0, 0.125, 0.75, 0.125, 0, 0, 0])
+    assert output[0, 0].tolist() == pytest.approx([0.875, 0.125, 0, 0, 0, 0, 0, 0])
+
+
+def test_a_long_video_is_averaged_not_subsampled(ops):
+    alternating = torch.tensor([[1.0], [-1.0]]).repeat(160, 1)
+    output = ops.resample(alternating, torch.tensor([0, 320]), 16)
+    assert output[0, 1:-1].abs().max() < 0.01
+
+
+def test_neighbouring_videos_do_not_leak(ops):
+    features = torch.cat([torch.full((5, 1), float("nan")), torch.ones(3, 1), torch.full((4, 1), float("nan"))])
+    output = ops.resample(features, torch.tensor([0, 5, 8, 12]), 6)
+    torch.testing.assert_close(output[1], torch.ones(6, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_fp32(ops, dtype):
+    offsets = torch.tensor([0, 9, 30])
+    features = features_of(offsets, 5).to(dtype)
+    output = ops.resample(features, offsets, 7)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, ops.resample(features.float(), offsets, 7), rtol=1e-6, atol=1e-6)
+
+
+def test_more_channels_than_one_tile(ops):
+    offsets = torch.tensor([0, 9])
+    features = features_of(offsets, 300)
+    expected = reference.resample(features, offsets, 4, samples=512)
+    torch.testing.assert_close(ops.resample(features, offsets, 4), expected, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("steps", [512, 384])
+def test_hours_of_video_keep_their_precision(ops, steps):
+    """Weights are measured from the row, so they do not lose digits far from the start."""
+    rows = 4_000 if ops.name == "interpreter" else 200_000
+    ramp = torch.arange(rows, dtype=torch.float64)
+    features = torch.stack([torch.ones(rows), (ramp / rows).float()], dim=1)
+    output = ops.resample(features, torch.tensor([0, rows]), steps)[0]
+    torch.testing.assert_close(output[:, 0], torch.ones(steps), rtol=5e-5, atol=0)
+    torch.testing.assert_close(output[:, 1], (torch.arange(steps) + 0.5) / steps, rtol=0, atol=5e-5)

@@ -1,0 +1,63 @@
+"""Every kernel compiles for GPUs that are not here, without spills and within its budget of registers and memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ahead_of_time
+import pytest
+
+SCRIPT = Path(ahead_of_time.__file__)
+SECONDS = 240  # a kernel that takes minutes to compile spills or is unrolled beyond reason
+AMD_REGISTERS = 64
+
+# Registers a thread on the NVIDIA targets (the most seen and a few more, as compilers differ), bytes shared.
+BUDGETS = {
+    "assign": (48, 0),
+    "assign_forced": (48, 0),
+    "best_anchor": (56, 64),
+    "decode_bf16": (64, 512),
+    "decode_fp32": (64, 512),
+    "match": (40, 0),
+    "nms": (80, 8192),
+    "nms_agnostic": (72, 8192),
+    "nms_large": (64, 4096),
+    "pairwise_tiou": (80, 8192),
+    "rank_key": (40, 8192),
+    "resample": (64, 8192),
+    "resample_backward": (80, 4096),
+    "soft_nms_gaussian": (40, 128),
+    "soft_nms_linear": (40, 128),
+}
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", ahead_of_time.TARGETS)
+@pytest.mark.parametrize("name", ahead_of_time.VARIANTS)
+def test_it_compiles_within_its_budget(name, target, tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, SCRIPT, name, target], env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    usage = json.loads(result.stdout)
+    registers, shared = BUDGETS[name]
+    assert (usage["stack"], usage["spills"]) == (0, 0)
+    assert usage["registers"] <= (AMD_REGISTERS if target.startswith("gfx") else registers)
+    assert usage["shared"] <= shared
+
+
+def test_every_kernel_of_the_package_is_compiled():
+    import ahernet_kernels
+
+    folder = Path(ahernet_kernels.__file__).parent
+    defined = {
+        line.split("(")[0].removeprefix("def ")
+        for path in folder.glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
+    }
+    assert defined == {variant.kernel for variant in ahead_of_time.VARIANTS.values()}

@@ -1,0 +1,179 @@
+"""What torch has to know of an op: schema, fakes, compilation, export; and that both devices agree on it."""
+
+import io
+
+import kernel_samples
+import pytest
+import torch
+import triton
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+from triton.backends.compiler import GPUTarget
+
+SAMPLES = kernel_samples.samples()
+OPS = {name: getattr(torch.ops.ahernet_kernels, sample.function.__name__).default for name, sample in SAMPLES.items()}
+
+
+class Call(torch.nn.Module):
+    """An op as a module, for export."""
+
+    def __init__(self, sample):
+        super().__init__()
+        self.sample = sample
+        self.settings = [x for x in sample.arguments if not holds_tensor(x)]
+
+    def forward(self, *tensors):
+        settings, tensors = iter(self.settings), iter(tensors)
+        arguments = [next(tensors) if holds_tensor(x) else next(settings) for x in self.sample.arguments]
+        result = self.sample.function(*arguments)
+        return tuple(result) if isinstance(result, tuple) else result
+
+
+def holds_tensor(argument) -> bool:
+    return any(isinstance(x, torch.Tensor) for x in tree_leaves(argument))
+
+
+def assert_same(actual, expected):
+    for left, right in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def op_arguments(name):
+    """Arguments of the registered op, which has no defaults: those of the public function, completed."""
+    missing = {"nms_agnostic": (float("-inf"),), "soft_nms_linear": (0.0,)}
+    return (*SAMPLES[name].arguments, *missing.get(name, ()))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck_accepts_the_op(name):
+    torch.library.opcheck(OPS[name], op_arguments(name))
+
+
+def test_opcheck_accepts_the_gradient_of_resample():
+    features, offsets, steps = SAMPLES["resample"].arguments
+    torch.library.opcheck(OPS["resample"], (features.clone().requires_grad_(), offsets, steps))
+    torch.library.opcheck(
+        torch.ops.ahernet_kernels.resample_backward.default, (torch.randn(2, 8, 6), offsets, len(features))
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Input #0 requires gradient and is not a double")
+def test_resample_passes_gradcheck_to_the_precision_of_fp32():
+    features, offsets, steps = SAMPLES["resample"].arguments
+    features = features.clone().requires_grad_()
+    torch.autograd.gradcheck(  # numerical differences in fp32: a linear op allows a large step
+        lambda x: SAMPLES["resample"].function(x, offsets, steps), features, eps=1e-2, atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_it_compiles_without_a_graph_break(name):
+    sample = SAMPLES[name]
+    compiled = torch.compile(sample.function, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(*sample.arguments), sample.function(*sample.arguments))
+
+
+def test_gradients_flow_through_a_compiled_resample():
+    features, offsets, steps = SAMPLES["resample"].arguments
+    gradients = []
+    for function in (
+        SAMPLES["resample"].function,
+        torch.compile(SAMPLES["resample"].function, fullgraph=True, backend="aot_eager"),
+    ):
+        leaf = features.clone().requires_grad_()
+        function(leaf, offsets, steps).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_new_batch_size_does_not_compile_again():
+    segments, scores, labels, *settings = SAMPLES["nms"].arguments
+    compiled = torch.compile(lambda *x: SAMPLES["nms"].function(*x, *settings), fullgraph=True, backend="eager")
+    batch = [x.clone() for x in (segments, scores, labels)]
+    for tensor in batch:
+        torch._dynamo.mark_dynamic(tensor, 0)
+    compiled(*batch)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for videos in (3, 5):
+            compiled(*(x[:1].repeat_interleave(videos, dim=0) for x in batch))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_an_exported_program_keeps_the_op_as_one_node_and_survives_saving(name):
+    sample = SAMPLES[name]
+    tensors = tuple(x for x in sample.arguments if holds_tensor(x))
+    program = torch.export.export(Call(sample), tensors)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count(OPS[name]) == 1
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    assert_same(torch.export.load(buffer).module()(*tensors), sample.function(*sample.arguments))
+
+
+class CompileOnlyDriver:
+    """As much of a Triton driver as tracing needs; there is no GPU behind it."""
+
+    @staticmethod
+    def get_current_target():
+        return GPUTarget("cuda", 90, 32)
+
+    @staticmethod
+    def get_current_device():
+        return 0
+
+    @staticmethod
+    def get_active_torch_device():
+        return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnlyDriver())
+
+
+def on_fake(device, arguments):
+    """Fake tensors of the same shapes and types on `device`."""
+    return tree_map(
+        lambda x: (
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) if isinstance(x, torch.Tensor) else x
+        ),
+        arguments,
+    )
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_cpu_and_a_gpu_return_the_same_shapes_types_and_strides(name, dtype):
+    arguments = tree_map(
+        lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x, op_arguments(name)
+    )
+    with FakeTensorMode():
+        results = [OPS[name](*on_fake(device, arguments)) for device in ("cpu", "cuda")]
+    described = [[(x.shape, x.dtype, x.stride()) for x in tree_leaves(result)] for result in results]
+    assert described[0] == described[1]
+
+
+LAUNCHES = {"assign": 1, "assign_forced": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1,
+            "pairwise_tiou": 1, "resample": 1, "soft_nms": 1, "soft_nms_linear": 1}  # fmt: skip
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("name", SAMPLES)
+def test_on_a_gpu_an_op_is_its_kernels_and_nothing_waits_for_the_host(name):
+    with FakeTensorMode():
+        arguments = on_fake("cuda", op_arguments(name))
+        tensors = [x for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)]
+
+        def call(*leaves):
+            leaves = iter(leaves)
+            return tree_leaves(
+                OPS[name](*tree_map(lambda x: next(leaves) if isinstance(x, torch.Tensor) else x, arguments))
+            )
+
+        graph = aot_export_joint_simple(call, tensors, trace_joint=False).graph
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert sum("triton_kernel_wrapper" in target for target in called) == LAUNCHES[name]
+    assert not [target for target in called if "aten.item" in target or "local_scalar" in target or "nonzero" in target]

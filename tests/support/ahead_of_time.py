@@ -1,0 +1,237 @@
+"""Compile one kernel for one GPU that need not be present, and print what it uses as JSON.
+
+Run as `python ahead_of_time.py KERNEL TARGET`; each compilation has a process of its own, because an error inside
+the compiler can take the process with it. `VARIANTS` lists what the launchers launch, at the sizes of the paper.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with the argument types and constants that a launcher gives it."""
+
+    module: str
+    kernel: str
+    types: dict[str, str]
+    constants: dict[str, object]
+    num_warps: int = 4
+    unaligned: tuple[str, ...] = field(default=())
+    """Sizes that are not a multiple of 16."""
+
+
+def decode_variant(dtype: str) -> Variant:
+    outputs = {f"{name}_{j}": f"*{dtype}" for name in ("logits", "offsets", "overlaps") for j in range(8)}
+    pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
+    lengths = {f"T{j}": 128 >> j for j in range(8)}
+    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16}
+    return Variant(
+        "decode",
+        "decode_kernel",
+        {**outputs, **pointers, "classes": "i32"},
+        {**lengths, **constants},
+        unaligned=("classes",),
+    )
+
+
+def nms_variant(class_aware: bool) -> Variant:
+    types = {
+        "segments_ptr": "*fp32",
+        "scores_ptr": "*fp32",
+        "labels_ptr": "*i64" if class_aware else "*fp32",
+        "ranked_segments_ptr": "*fp32",
+        "ranked_labels_ptr": "*i32",
+        "index_ptr": "*i64",
+        "count_ptr": "*i64",
+        "candidates": "i32",
+        "outputs": "i32",
+    }
+    constants = {"MIN_SCORE_BITS": 0, "TIOU_THRESHOLD": 0.9, "CLASS_AWARE": class_aware, "BLOCK": 1024}
+    return Variant("nms", "nms_kernel", types, constants, num_warps=8, unaligned=("candidates", "outputs"))
+
+
+def assign_variant(force_match: bool) -> Variant:
+    names = ("anchors_ptr", "gt_segments_ptr", "gt_labels_ptr", "gt_offsets_ptr", "best_ptr", "kind_ptr", "labels_ptr")
+    types = dict.fromkeys(names, "*i64") | {"anchors_ptr": "*fp32", "gt_segments_ptr": "*fp32"}
+    types |= {"targets_ptr": "*fp32", "tiou_ptr": "*fp32", "anchors": "i32"}
+    constants = {
+        "FOREGROUND_THRESHOLD": 0.8,
+        "BACKGROUND_THRESHOLD": 0.3,
+        "FORCE_MATCH": force_match,
+        "BLOCK_A": 256,
+    }
+    return Variant("assign", "assign_kernel", types, constants, unaligned=("anchors",))
+
+
+def soft_nms_variant(gaussian: bool) -> Variant:
+    types = {
+        "segments_ptr": "*fp32",
+        "scores_ptr": "*fp32",
+        "labels_ptr": "*i64",
+        "decayed_ptr": "*fp32",
+        "index_ptr": "*i64",
+        "kept_scores_ptr": "*fp32",
+        "count_ptr": "*i64",
+        "candidates": "i32",
+        "outputs": "i32",
+    }
+    constants = {"MIN_SCORE_BITS": 0, "GAUSSIAN": gaussian, "PARAMETER": 0.5, "CLASS_AWARE": True, "BLOCK": 256}
+    return Variant("soft_nms", "soft_nms_kernel", types, constants, num_warps=8, unaligned=("candidates", "outputs"))
+
+
+VARIANTS = {
+    "assign": assign_variant(force_match=False),
+    "assign_forced": assign_variant(force_match=True),
+    "best_anchor": Variant(
+        "assign",
+        "best_anchor_kernel",
+        {"anchors_ptr": "*fp32", "gt_segments_ptr": "*fp32", "best_ptr": "*i64", "anchors": "i32"},
+        {"BLOCK": 1024},
+        unaligned=("anchors",),
+    ),
+    "decode_bf16": decode_variant("bf16"),
+    "decode_fp32": decode_variant("fp32"),
+    "match": Variant(
+        "match",
+        "match_kernel",
+        {
+            "anchors_ptr": "*fp32",
+            "gt_segments_ptr": "*fp32",
+            "gt_offsets_ptr": "*i64",
+            "index_ptr": "*i64",
+            "tiou_ptr": "*fp32",
+            "anchors": "i32",
+        },
+        {"BLOCK_A": 256},
+        unaligned=("anchors",),
+    ),
+    "nms": nms_variant(class_aware=True),
+    "nms_agnostic": nms_variant(class_aware=False),
+    "nms_large": Variant(
+        "nms_large",
+        "nms_large_kernel",
+        {
+            "key_ptr": "*i64",
+            "segments_ptr": "*fp32",
+            "labels_ptr": "*i64",
+            "ranked_segments_ptr": "*fp32",
+            "ranked_labels_ptr": "*i32",
+            "alive_ptr": "*i8",
+            "index_ptr": "*i64",
+            "count_ptr": "*i64",
+            "candidates": "i32",
+            "outputs": "i32",
+        },
+        {"TIOU_THRESHOLD": 0.9, "CLASS_AWARE": True, "BLOCK": 1024},
+        num_warps=8,
+    ),
+    "pairwise_tiou": Variant(
+        "pairwise_tiou",
+        "pairwise_tiou_kernel",
+        {"a_ptr": "*fp32", "b_ptr": "*fp32", "tiou_ptr": "*fp32", "n": "i32", "m": "i32"},
+        {"BLOCK_N": 16, "BLOCK_M": 128},
+    ),
+    "rank_key": Variant(
+        "nms_large",
+        "rank_key_kernel",
+        {"segments_ptr": "*fp32", "scores_ptr": "*fp32", "key_ptr": "*i64", "candidates": "i32"},
+        {"MIN_SCORE_BITS": 0, "BLOCK": 1024},
+    ),
+    "resample": Variant(
+        "resample",
+        "resample_kernel",
+        {"features_ptr": "*fp16", "offsets_ptr": "*i64", "output_ptr": "*fp32", "dimension": "i32"},
+        {"STEPS": 512, "BLOCK_T": 8, "BLOCK_D": 256},
+    ),
+    "resample_backward": Variant(
+        "resample",
+        "resample_backward_kernel",
+        {
+            "gradient_ptr": "*fp32",
+            "offsets_ptr": "*i64",
+            "video_ptr": "*i64",
+            "output_ptr": "*fp32",
+            "total_rows": "i32",
+            "dimension": "i32",
+        },
+        {"STEPS": 512, "BLOCK_ROWS": 4, "BLOCK_D": 256},
+        unaligned=("total_rows",),
+    ),
+    "soft_nms_gaussian": soft_nms_variant(gaussian=True),
+    "soft_nms_linear": soft_nms_variant(gaussian=False),
+}
+
+
+def compile_for(variant: Variant, target: str):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"ahernet_kernels.{variant.module}"), variant.kernel)
+    signature = {name: variant.types.get(name, "constexpr") for name in kernel.arg_names}
+    positions = {name: (i,) for i, name in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={positions[name]: value for name, value in variant.constants.items()},
+        attrs={positions[name]: [["tt.divisibility", 16]] for name in variant.types if name not in variant.unaligned},
+    )
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": variant.num_warps})
+
+
+def nvidia_usage(compiled) -> dict[str, int]:
+    """Registers, stack and spills as ptxas reports them."""
+    import triton
+
+    ptx = compiled.asm["ptx"]
+    gpu = re.search(r"\.target (\S+)", ptx).group(1)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    ptxas = tools / ("ptxas-blackwell" if gpu.startswith("sm_10") and (tools / "ptxas-blackwell").exists() else "ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [ptxas, "-v", f"--gpu-name={gpu}", source, "-o", Path(folder) / "kernel.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stack, stores, loads = map(
+        int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", report).groups()
+    )
+    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    return {"registers": registers, "stack": stack, "spills": stores + loads}
+
+
+def amd_usage(compiled) -> dict[str, int]:
+    text = compiled.asm["amdgcn"]
+
+    def figure(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+    return {
+        "registers": figure("vgpr_count"),
+        "stack": figure("private_segment_fixed_size"),
+        "spills": figure("vgpr_spill_count") + figure("sgpr_spill_count"),
+    }
+
+
+def main() -> None:
+    name, target = sys.argv[1:]
+    compiled = compile_for(VARIANTS[name], target)
+    usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
+    print(json.dumps({**usage, "shared": compiled.metadata.shared}))
+
+
+if __name__ == "__main__":
+    main()

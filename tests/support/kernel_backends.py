@@ -1,0 +1,95 @@
+"""The ways to run an op: as registered, on one device; or its kernels alone, in Triton's interpreter.
+
+`TRITON_INTERPRET` is read when a kernel is defined, so the interpreter has a process of its own. Every backend has
+the public functions under their names; the interpreter's go through the same launchers as the registered ops do.
+"""
+
+import math
+from types import SimpleNamespace
+
+import ahernet_kernels
+from ahernet_kernels.assign import assign_kernel, assign_launch, best_anchor_kernel
+from ahernet_kernels.decode import decode_kernel, decode_launch
+from ahernet_kernels.match import match_kernel, match_launch
+from ahernet_kernels.nms import nms_kernel, nms_launch
+from ahernet_kernels.nms_large import nms_large_kernel, nms_large_launch, rank_key_kernel
+from ahernet_kernels.pairwise_tiou import pairwise_tiou_kernel, pairwise_tiou_launch
+from ahernet_kernels.resample import (
+    resample_backward_kernel,
+    resample_backward_launch,
+    resample_kernel,
+    resample_launch,
+)
+from ahernet_kernels.soft_nms import soft_nms_kernel, soft_nms_launch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+LARGE_BLOCK = 32  # so that a few dozen candidates already span several tiles
+
+
+def interpreter() -> SimpleNamespace:
+    def interpreted_assign(
+        anchors,
+        segments,
+        labels,
+        offsets,
+        foreground_threshold=0.8,
+        background_threshold=0.3,
+        force_match=False,
+    ):
+        arguments = (anchors, segments, labels, offsets, foreground_threshold, background_threshold, force_match)
+        return ahernet_kernels.Assignment(*assign_launch(assign_kernel, best_anchor_kernel, *arguments))
+
+    def interpreted_decode(logits, offsets, overlaps, anchors, centre_scale=1.0, width_scale=1.0):
+        return decode_launch(decode_kernel, logits, offsets, overlaps, anchors, centre_scale, width_scale)
+
+    def interpreted_nms(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
+        return nms_launch(nms_kernel, segments, scores, labels, tiou_threshold, max_output, min_score)
+
+    def interpreted_nms_large(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
+        arguments = (segments, scores, labels, tiou_threshold, max_output, min_score)
+        return nms_large_launch(nms_large_kernel, rank_key_kernel, *arguments, block=LARGE_BLOCK)
+
+    def interpreted_soft_nms(segments, scores, labels, method, parameter, max_output, min_score=0.0):
+        arguments = (segments, scores, labels, method, parameter, max_output, min_score)
+        return soft_nms_launch(soft_nms_kernel, *arguments, max_block=LARGE_BLOCK)
+
+    return SimpleNamespace(
+        name="interpreter",
+        assign=interpreted_assign,
+        decode=interpreted_decode,
+        match=lambda *arguments: match_launch(match_kernel, *arguments),
+        nms=interpreted_nms,
+        nms_large=interpreted_nms_large,
+        pairwise_tiou=lambda a, b: pairwise_tiou_launch(pairwise_tiou_kernel, a, b),
+        resample=lambda *arguments: resample_launch(resample_kernel, *arguments),
+        resample_backward=lambda *arguments: resample_backward_launch(resample_backward_kernel, *arguments),
+        soft_nms=interpreted_soft_nms,
+    )
+
+
+def registered(device: str) -> SimpleNamespace:
+    """The public ops on `device`, taking and returning CPU tensors."""
+
+    def on_device(op):
+        def run(*arguments, **settings):
+            moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, (arguments, settings))
+            return tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, op(*moved[0], **moved[1]))
+
+        return run
+
+    def nms_large(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
+        arguments = (segments, scores, labels, tiou_threshold, max_output, min_score)
+        if device == "cpu":
+            return ahernet_kernels.nms(*arguments)
+        return nms_large_launch(nms_large_kernel, rank_key_kernel, *arguments, block=LARGE_BLOCK)
+
+    def resample_backward(gradient, offsets, rows):
+        features = gradient.new_zeros((rows, gradient.shape[2])).requires_grad_()
+        ahernet_kernels.resample(features, offsets, gradient.shape[1]).backward(gradient)
+        return features.grad
+
+    names = ("assign", "decode", "match", "nms", "pairwise_tiou", "resample", "soft_nms")
+    ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
+    extra = {"nms_large": on_device(nms_large), "resample_backward": on_device(resample_backward)}
+    return SimpleNamespace(name=device, **ops, **extra)

@@ -1,0 +1,54 @@
+"""One set of arguments per op for what concerns all of them: registration, compilation, export, benches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ahernet_kernels
+import torch
+
+CELLS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A public op and arguments for it."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    start = torch.rand(shape, generator=generator)
+    return torch.stack([start, start + 0.2 * torch.rand(shape, generator=generator)], dim=-1)
+
+
+def samples() -> dict[str, Sample]:
+    generator = torch.Generator().manual_seed(0)
+    videos, ratios, classes, size = 2, 3, 5, 40
+    anchors = torch.rand((ratios * sum(CELLS), 2), generator=generator)
+    gt_segments, gt_labels = boxes(generator, 5), torch.arange(5)
+    gt_offsets = torch.tensor([0, 3, 5])
+    segments = boxes(generator, videos, size)
+    scores = torch.rand((videos, size), generator=generator)
+    labels = torch.randint(0, 2, (videos, size), generator=generator)
+
+    def per_scale(channels: int) -> list[torch.Tensor]:
+        return [torch.randn((videos, channels, length), generator=generator) for length in CELLS]
+
+    outputs = (per_scale(classes), per_scale(2 * ratios), per_scale(ratios))
+    features = torch.randn((9, 6), generator=generator)
+    truths = (gt_segments, gt_labels, gt_offsets)
+    table: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "assign": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, False)),
+        "assign_forced": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, True)),
+        "decode": (ahernet_kernels.decode, (*outputs, anchors, 1.0, 1.0)),
+        "match": (ahernet_kernels.match, (anchors, gt_segments, gt_offsets)),
+        "nms": (ahernet_kernels.nms, (segments, scores, labels, 0.5, 10, 0.1)),
+        "nms_agnostic": (ahernet_kernels.nms, (segments, scores, None, 0.5, 10)),
+        "pairwise_tiou": (ahernet_kernels.pairwise_tiou, (segments[0], segments[1])),
+        "resample": (ahernet_kernels.resample, (features, torch.tensor([0, 4, 9]), 8)),
+        "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
+        "soft_nms_linear": (ahernet_kernels.soft_nms, (segments, scores, None, "linear", 0.5, 10)),
+    }
+    return {name: Sample(*entry) for name, entry in table.items()}
