@@ -1,0 +1,289 @@
+import json
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahernet.data.archive import open_archive
+from ahernet.data.importers import import_folder
+from ahernet.errors import UserError
+
+
+def ramp(rows, dimension=4, start=0):
+    return np.arange(start, start + rows * dimension, dtype=np.float32).reshape(rows, dimension)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with three good videos in three forms."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    np.save(folder / "v_a.npy", ramp(3))
+    np.savez(folder / "v_b.npz", anything=ramp(2, start=100))
+    np.savez_compressed(folder / "v_c.npz", feats=ramp(1, start=200), frames=np.arange(3))
+    return folder
+
+
+def run(folder, **settings):
+    return import_folder(folder, folder.parent / "out.h5", progress=False, **settings)
+
+
+def durations_file(tmp_path, **durations):
+    document = {key: {"duration_second": value, "annotations": []} for key, value in durations.items()}
+    path = tmp_path / "durations.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def left_over(folder):
+    return sorted(path.name for path in folder.parent.iterdir() if path != folder)
+
+
+def test_arrays_of_every_form_become_videos(folder):
+    report = run(folder, origin="network 7", frame_rate=25.0, clip_stride=16)
+    assert (report.videos, report.rows, report.dimension) == (3, 6, 4)
+    assert report.skipped == report.without_duration == ()
+    with open_archive(report.path) as archive:
+        assert archive.ids == ("v_a", "v_b", "v_c")
+        np.testing.assert_array_equal(archive.read([0, 1, 2])[0][:, 0], [0, 4, 8, 100, 104, 200])
+        np.testing.assert_allclose(archive.durations, np.array([3, 2, 1]) * 16 / 25)
+        assert (archive.origin, archive.frame_rate, archive.clip_stride) == ("network 7", 25.0, 16)
+        assert archive.dtype == np.float16
+
+
+def test_durations_come_from_annotations_first_then_from_the_grid(folder, tmp_path):
+    durations = durations_file(tmp_path, a=12.5, v_b=None, other=3.0)
+    report = run(folder, durations=durations, frame_rate=10.0, clip_stride=5)
+    with open_archive(report.path) as archive:
+        assert archive.durations.tolist() == [12.5, 1.0, 0.5]
+    assert report.without_duration == ()
+
+
+@pytest.mark.parametrize("settings", [{}, {"frame_rate": 25.0}, {"clip_stride": 16}])
+def test_durations_that_nothing_tells_are_unknown_and_said_so(folder, tmp_path, settings):
+    report = run(folder, durations=durations_file(tmp_path, v_b=4.0), **settings)
+    with open_archive(report.path) as archive:
+        np.testing.assert_array_equal(archive.durations, [math.nan, 4.0, math.nan])
+    assert report.without_duration == ("v_a", "v_c")
+    assert "2 without duration" in str(report)
+
+
+def test_a_prefix_is_removed_from_names(folder):
+    with open_archive(run(folder, prefix="v_").path) as archive:
+        assert archive.ids == ("a", "b", "c")
+
+
+def test_a_name_without_the_prefix_is_an_error(folder):
+    np.save(folder / "w_d.npy", ramp(1))
+    with pytest.raises(UserError, match=r"w_d\.npy: the name does not begin with the prefix 'v_'"):
+        run(folder, prefix="v_")
+
+
+def test_float32_is_kept_where_asked_for(folder):
+    np.save(folder / "v_d.npy", np.full((1, 4), 1e9))
+    with pytest.raises(UserError, match=r"v_d\.npy: .*beyond float16.*float32"):
+        run(folder)
+    with open_archive(run(folder, dtype="float32").path) as archive:
+        assert archive.read([3])[0][0, 0] == np.float32(1e9)
+
+
+def test_two_files_of_one_video_are_an_error_even_when_skipping(folder):
+    np.save(folder / "v_b.npy", ramp(1))
+    for on_error in ("stop", "skip"):
+        with pytest.raises(UserError, match=r"v_b\.npz: gives the same video id 'v_b' as v_b\.npy"):
+            run(folder, on_error=on_error)
+
+
+def write_bad(path, kind):
+    if isinstance(kind, np.ndarray):
+        np.save(path, kind)
+    elif kind == "truncated":
+        np.save(path, ramp(100))
+        os.truncate(path, 700)
+    elif kind == "header only":
+        np.save(path, ramp(100))
+        os.truncate(path, 60)
+    elif kind == "not an array":
+        path.write_bytes(b"hello")
+    elif kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif kind == "pickle in npz":
+        with path.open("wb") as file:
+            np.savez(file, feats=np.array([[None]], dtype=object))
+    elif kind == "shape bomb":
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
+    elif kind == "shape bomb in npz":
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }\n"
+        with zipfile.ZipFile(path, "w") as file:
+            content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+            file.writestr("feats.npy", content)
+    elif kind == "several arrays":
+        with path.open("wb") as file:
+            np.savez(file, one=ramp(1), two=ramp(1))
+    elif kind == "both keys":
+        with path.open("wb") as file:
+            np.savez(file, feats=ramp(1), features=ramp(1))
+    elif kind == "no arrays":
+        with zipfile.ZipFile(path, "w"):
+            pass
+    else:
+        assert kind == "a text in npz"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("feats", "hello")
+
+
+BAD = {
+    "truncated": "not a readable array file",
+    "header only": "not a readable array file",
+    "not an array": "not a readable array file",
+    "empty file": "not a readable array file",
+    "pickle": "not a readable array file.*[Oo]bject",
+    "pickle in npz": "not a readable array file.*[Oo]bject",
+    "shape bomb": "not a readable array file",
+    "shape bomb in npz": "not a readable array file",
+    "several arrays": "holds 'one', 'two'; expected one array",
+    "both keys": "holds 'feats', 'features'; expected one array",
+    "no arrays": "holds nothing",
+    "a text in npz": "not an array file",
+}
+BAD_ARRAYS = [
+    (np.zeros(4), r"array of shape \(4,\), expected \(rows, dimension\)"),
+    (np.zeros((0, 4)), r"array of shape \(0, 4\)"),
+    (np.zeros((2, 0)), r"array of shape \(2, 0\)"),
+    (np.zeros((2, 4, 1)), r"array of shape \(2, 4, 1\)"),
+    (np.zeros(()), r"array of shape \(\)"),
+    (np.zeros((2, 5)), r"dimension 5, expected 4 as in v_a\.npy"),
+    (np.full((2, 4), math.nan), "NaN or infinite features, first in row 0"),
+    (np.full((2, 4), 1e6), "beyond float16"),
+    (np.full((2, 4), "x"), "real numbers"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), [*BAD.items(), *BAD_ARRAYS])
+def test_a_bad_file_stops_the_import_or_is_skipped_by_name(folder, kind, message):
+    bad = folder / "v_bad.npy"
+    write_bad(bad, kind)
+    with pytest.raises(UserError, match=message) as caught:
+        run(folder)
+    assert str(caught.value).startswith(f"{bad}: ")
+    assert "\n" not in str(caught.value)
+    assert left_over(folder) == []
+
+    report = run(folder, on_error="skip")
+    assert report.videos == 3
+    assert report.skipped == (str(caught.value),)
+    assert str(caught.value) in str(report)
+    with open_archive(report.path) as archive:
+        assert archive.ids == ("v_a", "v_b", "v_c")
+    assert left_over(folder) == ["out.h5"]
+
+
+def test_a_zip_bomb_is_refused(folder):
+    with zipfile.ZipFile(folder / "v_bad.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("feats.npy", bytes(1 << 27))
+    with pytest.raises(UserError, match=r"v_bad\.npz: .*unpacks to 134,217,728 bytes"):
+        run(folder)
+
+
+def test_a_bad_first_file_does_not_set_the_dimension(folder):
+    np.save(folder / "a.npy", np.full((1, 7), math.nan))
+    report = run(folder, on_error="skip")
+    assert (report.videos, report.dimension) == (3, 4)
+
+
+def test_the_dimension_can_be_given(folder):
+    np.save(folder / "a.npy", np.ones((1, 7)))
+    assert run(folder, on_error="skip").videos == 1  # the first file decides
+    report = run(folder, on_error="skip", dimension=4)
+    assert report.videos == 3
+    assert "dimension 7, expected 4 as asked for" in report.skipped[0]
+
+
+def test_skipping_everything_is_an_error(folder):
+    for file in folder.iterdir():
+        file.write_bytes(b"bad")
+    with pytest.raises(UserError, match=r"none of its 3 files is usable; .*v_a\.npy"):
+        run(folder, on_error="skip")
+    assert left_over(folder) == []
+
+
+def test_long_lists_of_skipped_files_are_shortened_for_people_only(folder):
+    for k in range(30):
+        (folder / f"w{k}.npy").write_bytes(b"bad")
+    report = run(folder, on_error="skip")
+    assert len(report.skipped) == 30
+    assert str(report).count("\n") == 11
+    assert str(report).endswith("... and 20 more")
+
+
+def test_other_files_are_counted_and_sub_folders_left_alone(folder):
+    (folder / "README.txt").write_text("x")
+    (folder / ".hidden.npy").write_bytes(b"x")
+    (folder / "deeper.npy").mkdir()
+    report = run(folder)
+    assert (report.videos, report.ignored) == (3, 1)
+    assert "1 other files ignored" in str(report)
+
+
+def test_folders_without_features_are_named(tmp_path):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "v_a.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"features: holds no \.npy or \.npz files \(other files: 1\)"):
+        run(tmp_path / "features")
+    with pytest.raises(UserError, match="absent: cannot read this folder"):
+        run(tmp_path / "absent")
+
+
+def test_a_wrong_annotation_file_stops_before_reading_features(folder, tmp_path):
+    (tmp_path / "durations.json").write_text("{")
+    with pytest.raises(UserError, match=r"durations\.json: invalid JSON"):
+        run(folder, durations=tmp_path / "durations.json")
+
+
+def test_a_wrong_frame_rate_is_refused(folder):
+    with pytest.raises(UserError, match="frame rate"):
+        run(folder, frame_rate=0.0, clip_stride=16)
+    assert left_over(folder) == []
+
+
+def test_a_wrong_policy_is_refused(folder):
+    with pytest.raises(ValueError, match="on_error"):
+        run(folder, on_error="ignore")
+
+
+def test_ids_are_the_exact_names_of_the_files(folder):
+    np.save(folder / "é %2F v.1.npy", ramp(1))
+    with open_archive(run(folder).path) as archive:
+        assert "é %2F v.1" in archive.ids
+
+
+def test_a_name_that_is_not_unicode_is_named(folder):
+    path = os.fsencode(folder / "x.npy")[:-5] + b"\xff.npy"
+    with open(path, "wb") as file:  # noqa: PTH123 (a name of bytes)
+        np.save(file, ramp(1))
+    with pytest.raises(UserError, match="not valid Unicode"):
+        run(folder)
+
+
+def test_real_features_with_real_durations(tmp_path):
+    data = os.environ.get("AHERNET_DATA")
+    source = Path(data or "", "features", "two_clips_i3d2048.npz")
+    if not data or not source.exists():
+        pytest.skip("needs AHERNET_DATA with features/two_clips_i3d2048.npz")
+    folder = tmp_path / "features"
+    folder.mkdir()
+    with np.load(source) as arrays:
+        seconds = {name: float(arrays[f"{name}_duration_s"]) for name in ("highjump", "tennis26")}
+        for name in seconds:
+            np.save(folder / f"{name}.npy", arrays[name])
+    report = run(folder, durations=durations_file(tmp_path, **seconds))
+    assert (report.videos, report.rows, report.dimension) == (2, 253, 2048)
+    with open_archive(report.path) as archive:
+        assert archive.durations.tolist() == list(seconds.values())

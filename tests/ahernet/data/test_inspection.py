@@ -1,0 +1,184 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ahernet.data import inspection as inspection_module
+from ahernet.data.annotations import read_annotations
+from ahernet.data.archive import ArchiveWriter
+from ahernet.data.inspection import format_inspection, inspect_archive
+from ahernet.errors import UserError
+
+
+def write(path, videos, **settings):
+    with ArchiveWriter(path, dimension=4, **settings) as writer:
+        for video_id, (rows, duration) in videos.items():
+            writer.add(video_id, np.arange(1, rows * 4 + 1).reshape(rows, 4), duration)
+    return path
+
+
+def overwrite_row(path, row, values):
+    with h5py.File(path, "r+") as file:
+        file["features"][row] = values
+
+
+def annotate(path, **durations):
+    document = {
+        key: {
+            "subset": "training" if key < "m" else "validation",
+            "duration": seconds,
+            "annotations": [{"segment": [0, 1], "label": "Run"}],
+        }
+        for key, seconds in durations.items()
+    }
+    path.write_text(json.dumps({"database": document}))
+    return path
+
+
+def found(problems):
+    return {(problem.kind, problem.video_id) for problem in problems}
+
+
+def test_a_healthy_archive_is_counted_and_has_no_problems(tmp_path):
+    videos = {"a": (10, 5.0), "b": (20, 15.0), "c": (30, 10.0)}
+    path = write(tmp_path / "a.h5", videos, frame_rate=25.0, clip_stride=16, origin="network 7")
+    seen = inspect_archive(path)
+    assert (seen.videos, seen.rows, seen.dimension, seen.dtype) == (3, 60, 4, "float16")
+    assert (seen.shortest, seen.longest) == (10, 30)
+    assert (seen.known_durations, seen.shortest_seconds, seen.longest_seconds) == (3, 5.0, 15.0)
+    assert seen.hours == pytest.approx(30 / 3600)
+    assert seen.rows_per_second == pytest.approx(2.0)
+    assert (seen.origin, seen.frame_rate, seen.clip_stride) == ("network 7", 25.0, 16)
+    assert seen.file_bytes == path.stat().st_size
+    assert seen.problems == seen.notes == ()
+    assert seen.annotations is None
+
+
+def test_rows_a_second_counts_videos_of_known_duration_only(tmp_path):
+    seen = inspect_archive(write(tmp_path / "a.h5", {"a": (10, 5.0), "b": (90, math.nan)}))
+    assert seen.rows_per_second == pytest.approx(2.0)
+    assert found(seen.problems) == {("duration unknown", "b")}
+
+
+def test_without_any_duration_nothing_is_made_up(tmp_path):
+    seen = inspect_archive(write(tmp_path / "a.h5", {"a": (10, math.nan)}))
+    assert math.isnan(seen.rows_per_second)
+    assert math.isnan(seen.shortest_seconds)
+    assert seen.hours == 0
+    assert "durations      unknown" in format_inspection(seen)
+
+
+@pytest.mark.parametrize("batch", [1, 100, 1 << 26])
+def test_damaged_rows_are_found_whatever_the_batch(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(inspection_module, "BATCH_BYTES", batch)
+    path = write(tmp_path / "a.h5", {"fine": (2, 1.0), "nan": (3, 1.0), "zero": (1, 1.0), "last": (2, 1.0)})
+    overwrite_row(path, 3, [1, math.nan, 1, 1])
+    overwrite_row(path, 4, [1, math.inf, 1, 1])
+    overwrite_row(path, 5, 0)
+    seen = inspect_archive(path)
+    damaged = "checksum differs, the file is damaged"
+    assert found(seen.problems) == {
+        (damaged, "nan"),
+        ("NaN or infinite", "nan"),
+        (damaged, "zero"),
+        ("all zero", "zero"),
+    }
+    details = {problem.kind: problem.detail for problem in seen.problems}
+    assert details["NaN or infinite"] == "2 of 3 rows, first 1"
+    assert found(seen.notes) == {("only one row", "zero")}
+
+
+def test_ids_that_look_alike_are_found(tmp_path):
+    videos = {"x": (2, 1.0), "v_x": (2, 1.0), "é": (2, 1.0), "e\u0301": (2, 1.0), "v_y": (2, 1.0)}
+    seen = inspect_archive(write(tmp_path / "a.h5", videos))
+    assert found(seen.problems) == {("ids that look alike", "x"), ("ids that look alike", "e\u0301")}
+
+
+def test_an_archive_is_compared_with_annotations(tmp_path):
+    videos = {"v_a": (2, 10.0), "b": (2, 10.0), "n": (2, math.nan), "extra": (2, 1.0)}
+    annotations = annotate(tmp_path / "gt.json", a=10.9, b=11.5, n=3.0, missing=5.0, zebra=1.0)
+    seen = inspect_archive(write(tmp_path / "a.h5", videos), annotations)
+    assert found(seen.problems) == {
+        ("duration unknown", "n"),
+        ("duration differs from the annotation", "b"),
+        ("annotated but without features", "missing"),
+        ("annotated but without features", "zebra"),
+        ("features without annotation", "extra"),
+    }
+    summary = seen.annotations
+    assert (summary.videos, summary.instances, summary.classes, summary.with_features) == (5, 5, 1, 3)
+    assert summary.subsets == (("training", 2, 2), ("validation", 3, 1))
+    text = format_inspection(seen)
+    assert "3 of 5 videos" in text
+    assert "1 of 3 videos" in text
+    assert "'b' 10.00 s here, 11.50 s annotated" in text
+
+
+def test_faults_of_the_annotations_are_notes(tmp_path):
+    (tmp_path / "gt.json").write_text(
+        json.dumps({"a": {"duration_second": 1, "annotations": [{"segment": [0, 9], "label": "Run"}]}})
+    )
+    seen = inspect_archive(write(tmp_path / "a.h5", {"a": (2, 1.0)}), tmp_path / "gt.json")
+    assert seen.problems == ()
+    assert found(seen.notes) == {("segment ends after the video", "a")}
+
+
+def test_progress_is_shown_where_asked_for(tmp_path, capfd):
+    path = write(tmp_path / "a.h5", {"a": (2, 1.0)})
+    inspect_archive(path)
+    assert capfd.readouterr().err == ""
+    inspect_archive(path, progress=True)
+    assert "1/1" in capfd.readouterr().err
+
+
+def test_text_is_aligned_and_long_lists_are_shortened(tmp_path):
+    videos = {f"v{k:04d}": (2, math.nan) for k in range(1234)}
+    text = format_inspection(inspect_archive(write(tmp_path / "a.h5", videos)))
+    facts, listing = text.split("\n\n")
+    columns = {line.index(line[14:].strip()) for line in facts.splitlines()}
+    assert columns == {15}
+    assert "problems: 1,234\n  duration unknown: 1,234\n    'v0000'\n" in listing + "\n"
+    assert "    ... and 1,229 more" in listing
+    assert listing.endswith("notes: none")
+    assert len(text.splitlines()) < 25
+
+
+def test_ids_and_texts_of_strangers_cannot_disturb_a_terminal(tmp_path):
+    videos = {"a\x1b[31m\n\u202e": (1, math.nan)}
+    path = write(tmp_path / "a.h5", videos, origin="\x1b[2Jline\nline \u202eé")
+    text = format_inspection(inspect_archive(path))
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert "é" in text
+
+
+def test_a_foreign_file_is_described(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["v_1/c3d_features"] = np.zeros((3, 5), np.float32)
+    with pytest.raises(UserError, match=r"not an ahernet archive.*v_1/c3d_features \(3, 5\) float32.*import"):
+        inspect_archive(tmp_path / "foreign.h5")
+
+
+def test_bad_annotations_are_named_before_the_archive_is_read(tmp_path):
+    path = write(tmp_path / "a.h5", {"a": (2, 1.0)})
+    with pytest.raises(UserError, match=r"absent\.json"):
+        inspect_archive(path, tmp_path / "absent.json")
+
+
+def test_against_the_real_thumos_annotations(tmp_path):
+    data = os.environ.get("AHERNET_DATA")
+    source = Path(data or "", "thumos14", "thumos14_anno_action.json.gz")
+    if not data or not source.exists():
+        pytest.skip("needs AHERNET_DATA with thumos14")
+    real = read_annotations(source).select("test").videos
+    kept = [key for key in real if key != "video_test_0000004"]
+    path = write(tmp_path / "a.h5", {key: (2, real[key].duration) for key in kept})
+    seen = inspect_archive(path, source)
+    summary = seen.annotations
+    assert (summary.videos, summary.with_features) == (413, 212)
+    assert summary.subsets == (("test", 213, 212), ("train", 200, 0))
+    assert {problem.kind for problem in seen.problems} == {"annotated but without features"}
+    assert len(seen.problems) == 201
