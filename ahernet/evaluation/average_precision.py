@@ -1,0 +1,283 @@
+"""Average precision of detections, with the numbers of the official ActivityNet toolkit.
+
+The toolkit walks over the predictions one by one. Here every (detection, ground truth) pair of one video and
+class is a row of flat arrays, and the score-ordered matching is found for all videos, classes and thresholds
+at once by deferred acceptance (`_match`).
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from ahernet.data.annotations import Annotations, match_video_ids
+from ahernet.data.detections import Detections
+from ahernet.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+TIOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
+TIOU_THRESHOLDS.setflags(write=False)
+
+# Pairs compared at once: bounds the memory of a video with very many detections and ground truths.
+PAIRS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """Average precision per class and threshold, as fractions of 1.
+
+    Attributes:
+        classes: the C classes that occur in the ground truth, sorted.
+        thresholds: (T,) temporal intersection over union from which a detection can match.
+        per_class: (C, T) average precision.
+        instances: (C,) int64, ground truths of each class.
+        detections: (C,) int64, detections of each class.
+        scored: annotated videos that the detections list, in the order of the annotations.
+        missing: annotated videos that the detections do not list; their ground truths count as not found.
+        unknown: listed videos without annotations; their detections count as false positives.
+    """
+
+    classes: tuple[str, ...]
+    thresholds: Floats
+    per_class: Floats
+    instances: Integers
+    detections: Integers
+    scored: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def mean_per_threshold(self) -> Floats:
+        """(T,) mean over the classes: mAP at each threshold."""
+        means: Floats = self.per_class.mean(axis=0)
+        return means
+
+    @property
+    def mean(self) -> float:
+        """Mean over classes and thresholds: average mAP."""
+        return float(self.mean_per_threshold.mean())
+
+    def select(self, classes: Sequence[str]) -> "AveragePrecision":
+        """Return the result of those of `classes` that occur in the ground truth, e.g. the novel ones.
+
+        Raises:
+            UserError: none of them occurs.
+        """
+        wanted = set(classes)
+        rows = [row for row, name in enumerate(self.classes) if name in wanted]
+        if not rows:
+            raise UserError(
+                f"class subset {_listed(classes)}: none of its classes occurs in the ground truth, "
+                f"which has {_listed(self.classes)}"
+            )
+        return AveragePrecision(
+            classes=tuple(self.classes[row] for row in rows),
+            thresholds=self.thresholds,
+            per_class=self.per_class[rows],
+            instances=self.instances[rows],
+            detections=self.detections[rows],
+            scored=self.scored,
+            missing=self.missing,
+            unknown=self.unknown,
+        )
+
+
+def average_precision(
+    detections: Detections, annotations: Annotations, thresholds: npt.ArrayLike = TIOU_THRESHOLDS
+) -> AveragePrecision:
+    """Score `detections` against every video of `annotations` (select the subset before).
+
+    Detections are ranked by score, ties by file order. Each tries the ground truths of its video and class in
+    descending tiou, skips those already taken and takes the first with tiou >= threshold; independently per
+    threshold. A detection and a ground truth that are both of zero length have no tiou (0 / 0); the toolkit
+    counts them as a match at every threshold, and so does this. Among ground truths of equal tiou the last
+    comes first, as in the toolkit. Precision is made non-increasing in recall (VOC 2011) and summed. A class
+    without detections has average precision 0.
+
+    Raises:
+        UserError: no ground truth at all, or a detection whose label is no class of the ground truth.
+        ValueError: thresholds that are not a list of numbers in (0, 1].
+    """
+    limits = np.asarray(thresholds, dtype=np.float64)
+    if limits.ndim != 1 or not limits.size or not ((limits > 0) & (limits <= 1)).all():
+        raise ValueError(f"thresholds: expected a list of numbers in (0, 1], got {thresholds!r}")
+    classes = annotations.classes()
+    if not classes:
+        raise UserError(f"{annotations.source}: no annotated instance to score against")
+    truth_group, truth_segments = _truth_columns(annotations, classes)
+    label = _truth_labels(detections, annotations, classes)[detections.label]
+    own_ids = match_video_ids(list(annotations.videos), detections.video_ids)
+
+    found_label, hits = _ranked_hits(
+        detections,
+        label,
+        _truth_videos(detections, annotations, own_ids)[detections.video] * len(classes) + label,
+        truth_group,
+        truth_segments,
+        limits,
+    )
+    instances = np.bincount(truth_group % len(classes), minlength=len(classes))
+    known = set(own_ids.values())
+    return AveragePrecision(
+        classes=classes,
+        thresholds=limits,
+        per_class=_area_under_envelope(found_label, hits, instances, len(limits)),
+        instances=instances,
+        detections=np.bincount(label, minlength=len(classes)),
+        scored=tuple(video_id for video_id in annotations.videos if video_id in own_ids),
+        missing=tuple(video_id for video_id in annotations.videos if video_id not in own_ids),
+        unknown=tuple(video_id for video_id in detections.video_ids if video_id not in known),
+    )
+
+
+def pair_tiou(first: Floats, second: Floats) -> Floats:
+    """Return the (N,) tiou of row-wise pairs of (N, 2) segments; NaN where both have zero length.
+
+    Same float64 operations as the toolkit, so that a pair on a threshold falls on the same side.
+    """
+    start = np.maximum(first[:, 0], second[:, 0])
+    end = np.minimum(first[:, 1], second[:, 1])
+    intersection = (end - start).clip(0)
+    union = (second[:, 1] - second[:, 0]) + (first[:, 1] - first[:, 0]) - intersection
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tiou: Floats = intersection / union
+    return tiou
+
+
+def _truth_columns(annotations: Annotations, classes: tuple[str, ...]) -> tuple[Integers, Floats]:
+    """Return group (video * C + class) and segment of every ground truth."""
+    row_of = {name: row for row, name in enumerate(classes)}
+    videos = list(annotations.videos.values())
+    video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
+    label = np.array([row_of[name] for video in videos for name in video.labels], dtype=np.int64)
+    segments = np.concatenate([np.asarray(video.segments, np.float64).reshape(-1, 2) for video in videos])
+    return video * len(classes) + label, segments
+
+
+def _truth_labels(detections: Detections, annotations: Annotations, classes: tuple[str, ...]) -> Integers:
+    """Return for each class of the detections its row in `classes`, -1 for unused strangers."""
+    row_of = {name: row for row, name in enumerate(classes)}
+    uses = np.bincount(detections.label, minlength=len(detections.classes))
+    for name, use in zip(detections.classes, uses.tolist(), strict=True):
+        if use and name not in row_of:
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {_listed(classes)}"
+            raise UserError(
+                f"label {name!r} ({use:,} detections): not a class of the ground truth in {annotations.source}; {hint}"
+            )
+    return np.array([row_of.get(name, -1) for name in detections.classes], dtype=np.int64)
+
+
+def _truth_videos(detections: Detections, annotations: Annotations, own_ids: dict[str, str]) -> Integers:
+    """Return for each video of the detections its row in the annotations, -1 if it has none."""
+    row_of = {own_ids[name]: row for row, name in enumerate(annotations.videos) if name in own_ids}
+    return np.array([row_of.get(name, -1) for name in detections.video_ids], dtype=np.int64)
+
+
+def _ranked_hits(
+    detections: Detections,
+    label: Integers,
+    group: Integers,
+    truth_group: Integers,
+    truth_segments: Floats,
+    thresholds: Floats,
+) -> tuple[Integers, tuple[Integers, Integers]]:
+    """Rank the detections by class, then score, and match them.
+
+    Returns:
+        the labels in rank order, and the hits as (rank, row of `thresholds`), sorted by threshold, then rank.
+    """
+    order = np.lexsort((-detections.scores, label))
+    truth_order = np.argsort(truth_group, kind="stable")
+    truth_group, truth_segments = truth_group[truth_order], truth_segments[truth_order]
+    blocks = _pairs(group[order], detections.segments[order], truth_group, truth_segments, float(thresholds.min()))
+    rank, truth, tiou = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return label[order], _match(rank, truth, tiou, len(truth_group), thresholds)
+
+
+def _pairs(
+    group: Integers, segments: Floats, truth_group: Integers, truth_segments: Floats, minimum: float
+) -> Iterator[tuple[Integers, Integers, Floats]]:
+    """Yield (rank, ground truth, tiou) of all pairs of one group with tiou >= `minimum`, in blocks.
+
+    `truth_group` is sorted. A tiou of 0 / 0 becomes infinity: it matches always and is tried first.
+    """
+    first = np.searchsorted(truth_group, group, side="left")
+    count = np.searchsorted(truth_group, group, side="right") - first
+    block = np.cumsum(count) // PAIRS_AT_ONCE
+    bounds = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
+    for start, stop in pairwise(bounds.tolist()):
+        repeats = count[start:stop]
+        rank = np.repeat(np.arange(start, stop), repeats)
+        within = np.arange(len(rank)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        truth = first[rank] + within
+        tiou = pair_tiou(segments[rank], truth_segments[truth])
+        tiou[np.isnan(tiou)] = np.inf
+        kept = tiou >= minimum
+        yield rank[kept], truth[kept], tiou[kept]
+    yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+
+
+def _match(rank: Integers, truth: Integers, tiou: Floats, truths: int, thresholds: Floats) -> tuple[Integers, Integers]:
+    """Return the (rank, row of `thresholds`) that match, as if the ranks chose one after the other.
+
+    Deferred acceptance: in each round every detection claims the best ground truth that has not refused it,
+    and a ground truth keeps the best-ranked claim it ever had and refuses the others. All ground truths
+    prefer by the same rank, so the stable outcome is unique: the one of the sequential choice. Rounds grow
+    with the ground truths that one detection reaches, not with the detections.
+    """
+    order = np.lexsort((-truth, -tiou, rank))
+    rank, truth, tiou = rank[order], truth[order], tiou[order]
+    starts = np.flatnonzero(np.diff(rank, prepend=-1))
+    # One claimant per (detection, threshold); what it may claim is a prefix of the detection's sorted pairs.
+    over = np.zeros((len(rank) + 1, len(thresholds)), dtype=np.int64)
+    np.cumsum(tiou[:, None] >= thresholds, axis=0, out=over[1:])
+    reach = np.diff(over[np.append(starts, len(rank))], axis=0)
+    claimant, limit = np.nonzero(reach)
+    claim = starts[claimant]
+    end = claim + reach[claimant, limit]
+    best = np.full(truths * len(thresholds), np.iinfo(np.int64).max)
+    while True:
+        place = truth[claim] * len(thresholds) + limit
+        np.minimum.at(best, place, rank[claim])
+        refused = best[place] != rank[claim]
+        if not refused.any():
+            break
+        claim = claim + refused
+        left = claim < end
+        claim, end, limit = claim[left], end[left], limit[left]
+    by_threshold = np.lexsort((rank[claim], limit))
+    return rank[claim][by_threshold], limit[by_threshold]
+
+
+def _area_under_envelope(
+    label: Integers, hits: tuple[Integers, Integers], instances: Integers, thresholds: int
+) -> Floats:
+    """Return the (C, T) average precision from labels in rank order and the hits of `_ranked_hits`.
+
+    Each hit raises recall by 1 / instances; it contributes the highest precision at its own or a later rank,
+    and precision is highest at hits, so hits are all that is needed.
+    """
+    rank, limit = hits
+    classes = len(instances)
+    curve = limit * classes + label[rank]
+    hits_before = np.arange(len(rank)) - np.searchsorted(curve, curve)
+    rank_in_class = rank - np.searchsorted(label, label[rank])
+    precision = (hits_before + 1) / (rank_in_class + 1)
+    # A running maximum from the end that restarts at each curve: earlier curves have larger keys.
+    values, order = np.unique(precision, return_inverse=True)
+    key = order - curve * len(values)
+    envelope = values[np.maximum.accumulate(key[::-1])[::-1] + curve * len(values)]
+    area = np.bincount(curve, weights=envelope, minlength=thresholds * classes)
+    per_class: Floats = area.reshape(-1, classes).T / instances[:, None]
+    return per_class
+
+
+def _listed(names: Sequence[str], at_most: int = 5) -> str:
+    more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return ", ".join(map(repr, names[:at_most])) + more
