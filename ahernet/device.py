@@ -1,0 +1,24 @@
+"""Choice of the device that a run computes on."""
+
+import torch
+
+from ahernet.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {name} is not available, torch sees {torch.cuda.device_count()} GPUs")
+    return device

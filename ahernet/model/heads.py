@@ -1,0 +1,59 @@
+"""Anchor-level heads: class logits per cell, offsets and overlap per anchor (SPEC 2.5, section 3.4)."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ahernet.config import ModelConfig
+from ahernet.model.anchors import scale_channels
+
+# sigmoid(-2) = 0.12, about the mean tiou of a default anchor with its closest ground truth.
+INITIAL_OVERLAP = -2.0
+
+
+class ClassWeights(NamedTuple):
+    """Classification weights of every scale: `weights[j]` (C, d_j) and `biases[j]` (C,)."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+class ProposalHeads(nn.Module):
+    """Convolutions of width 3 that predict, for every anchor, two offsets and the overlap."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels, ratios = scale_channels(config), config.ratios_per_cell
+        self.offsets = nn.ModuleList(nn.Conv1d(d, 2 * ratios, kernel_size=3, padding=1) for d in channels)
+        self.overlaps = nn.ModuleList(nn.Conv1d(d, ratios, kernel_size=3, padding=1) for d in channels)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.constant_(parameter, INITIAL_OVERLAP if name.startswith("overlaps") else 0.0)
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Map feature maps (B, d_j, T_j) to offsets (B, 2R, T_j) and overlaps (B, R, T_j), R ratios a cell.
+
+        Channels of the offsets are dc_0, dw_0, dc_1, dw_1, ...; overlaps are before the sigmoid.
+        """
+        offsets = [head(x) for head, x in zip(self.offsets, maps, strict=True)]
+        overlaps = [head(x) for head, x in zip(self.overlaps, maps, strict=True)]
+        return offsets, overlaps
+
+
+def class_logits(maps: list[Tensor], class_weights: ClassWeights) -> list[Tensor]:
+    """Classify every cell by a convolution of width 1 with given weights W_clsa.
+
+    Args:
+        maps: (B, d_j, T_j) per scale.
+        class_weights: of the same scales.
+
+    Returns:
+        (B, C, T_j) logits per scale.
+    """
+    return [
+        F.conv1d(x, weight.unsqueeze(-1), bias)
+        for x, weight, bias in zip(maps, class_weights.weights, class_weights.biases, strict=True)
+    ]

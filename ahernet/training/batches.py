@@ -1,0 +1,275 @@
+"""Training data: what of an archive and its annotations is usable, and batches of it in a fixed order."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahernet.data.annotations import Annotations, VideoAnnotations, match_video_ids
+from ahernet.data.archive import FeatureArchive
+from ahernet.errors import UserError
+from ahernet.training.losses import GroundTruth
+from ahernet.video_time import seconds_to_unit
+
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What of the annotations is used for training, and what is left out and why.
+
+    Attributes:
+        videos: annotated videos.
+        usable_videos: of them, those that are trained on.
+        usable_segments: ground truths that are trained on.
+        without_features: ids of videos that the archive lacks.
+        without_duration: ids of videos whose duration neither the archive nor the annotations know.
+        without_segments: ids of videos that have features but no usable segment.
+        unknown_classes: (id, label) of segments whose label is none of the classes.
+        empty_segments: (id, start, end) in seconds of segments that have no length inside their video.
+        cut_segments: (id, start, end) in seconds of used segments that reach beyond their video.
+    """
+
+    videos: int
+    usable_videos: int
+    usable_segments: int
+    without_features: tuple[str, ...]
+    without_duration: tuple[str, ...]
+    without_segments: tuple[str, ...]
+    unknown_classes: tuple[tuple[str, str], ...]
+    empty_segments: tuple[tuple[str, float, float], ...]
+    cut_segments: tuple[tuple[str, float, float], ...]
+
+    def describe(self) -> str:
+        """Return the summary in words, one line, with a few examples of everything left out."""
+        parts = [f"trains on {self.usable_segments:,} segments in {self.usable_videos:,} of {self.videos:,} videos"]
+        for names, what in (
+            (self.without_features, "videos without features"),
+            (self.without_duration, "videos of unknown duration"),
+            (self.without_segments, "videos without a usable segment"),
+            ([f"{name} ({label})" for name, label in self.unknown_classes], "segments of unknown classes"),
+            (_spans(self.empty_segments), "segments without length inside their video"),
+        ):
+            if names:
+                parts.append(f"left out {len(names):,} {what}: {_examples(names)}")
+        if self.cut_segments:
+            count = len(self.cut_segments)
+            parts.append(f"cut {count:,} segments at the ends of their video: {_examples(_spans(self.cut_segments))}")
+        return "; ".join(parts)
+
+
+class Batch(NamedTuple):
+    """One batch: feature rows (R, D) with offsets (B + 1,), and the ground truth of the same B videos."""
+
+    video_ids: tuple[str, ...]
+    rows: Tensor
+    offsets: Tensor
+    ground_truth: GroundTruth
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on `device`."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.video_ids,
+            _move(self.rows, device),
+            _move(self.offsets, device),
+            GroundTruth(*(_move(tensor, device) for tensor in self.ground_truth)),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The usable videos of an archive with their ground truth.
+
+    Attributes:
+        archive: where the features are.
+        classes: names that the labels number.
+        positions: (V,) int64 places of the videos in the archive.
+        segments: (G, 2) float32 start, end in [0, 1] of the video.
+        labels: (G,) int64.
+        offsets: (V + 1,) int64; video v owns segments offsets[v]:offsets[v + 1].
+        summary: what was left out.
+    """
+
+    archive: FeatureArchive
+    classes: tuple[str, ...]
+    positions: NDArray[np.int64]
+    segments: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    summary: TrainingSummary
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the videos, their lengths and their ground truth; the features are not read."""
+        digest = hashlib.sha256()
+        digest.update("\0".join(self.classes).encode())
+        digest.update("\0".join(self.archive.ids[position] for position in self.positions).encode())
+        lengths = np.diff(self.archive.offsets)[self.positions]
+        for column in (lengths, self.segments, self.labels, self.offsets):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def members(self, seed: int, iteration: int, batch_size: int) -> NDArray[np.int64]:
+        """Return the videos (rows of `positions`) of one batch; depends on nothing but the arguments."""
+        return batch_members(seed, iteration, batch_size, len(self))
+
+    def read(self, members: NDArray[np.int64]) -> Batch:
+        """Read the features and the ground truth of some videos."""
+        positions = self.positions[members].tolist()
+        rows, offsets = self.archive.read(positions)
+        counts = np.diff(self.offsets)[members]
+        gt_offsets = np.concatenate([[0], np.cumsum(counts)])
+        # Row of `segments` for each row of the batch: start of its video plus its rank in the video.
+        source = np.repeat(self.offsets[members] - gt_offsets[:-1], counts) + np.arange(gt_offsets[-1])
+        return Batch(
+            tuple(self.archive.ids[position] for position in positions),
+            torch.from_numpy(rows),
+            torch.from_numpy(offsets),
+            GroundTruth(
+                torch.from_numpy(self.segments[source]),
+                torch.from_numpy(self.labels[source]),
+                torch.from_numpy(gt_offsets),
+            ),
+        )
+
+
+def build_training_set(
+    archive: FeatureArchive, annotations: Annotations, classes: Sequence[str] | None = None
+) -> TrainingSet:
+    """Bring features and annotations together, in the order of the annotations.
+
+    The duration of a video is that of the archive, or of the annotations where the archive does not know it.
+
+    Args:
+        archive: features.
+        annotations: segments in seconds.
+        classes: names to train on; all that occur in the annotations by default.
+
+    Raises:
+        UserError: no video is usable, or `classes` names one twice.
+    """
+    names = annotations.classes() if classes is None else tuple(classes)
+    if len(set(names)) != len(names):
+        raise UserError("classes: a name occurs twice")
+    number = {name: label for label, name in enumerate(names)}
+    places = match_video_ids(list(annotations.videos), archive.ids)
+    left_out = _LeftOut([], [], [], [], [], [])
+    positions: list[int] = []
+    kept: list[tuple[NDArray[np.float64], list[int]]] = []
+    for video_id, video in annotations.videos.items():
+        if video_id not in places:
+            left_out.without_features.append(video_id)
+            continue
+        position = archive.position(places[video_id])
+        duration = _duration(float(archive.durations[position]), video.duration)
+        if duration is None:
+            left_out.without_duration.append(video_id)
+            continue
+        segments, labels = _usable_segments(video, duration, number, left_out)
+        if not labels:
+            left_out.without_segments.append(video_id)
+            continue
+        positions.append(position)
+        kept.append((segments, labels))
+    summary = TrainingSummary(
+        len(annotations.videos),
+        len(positions),
+        sum(len(labels) for _, labels in kept),
+        tuple(left_out.without_features),
+        tuple(left_out.without_duration),
+        tuple(left_out.without_segments),
+        tuple(left_out.unknown_classes),
+        tuple(left_out.empty_segments),
+        tuple(left_out.cut_segments),
+    )
+    if not positions:
+        raise UserError(f"{annotations.source}: no video can be trained on with {archive.path}; {summary.describe()}")
+    return TrainingSet(
+        archive,
+        names,
+        np.array(positions, np.int64),
+        np.concatenate([segments for segments, _ in kept]).astype(np.float32),
+        np.array([label for _, labels in kept for label in labels], np.int64),
+        np.concatenate([[0], np.cumsum([len(labels) for _, labels in kept])]).astype(np.int64),
+        summary,
+    )
+
+
+def batch_members(seed: int, iteration: int, batch_size: int, count: int) -> NDArray[np.int64]:
+    """Return which of `count` items the batch of an iteration holds: a pure function of its arguments.
+
+    Batches follow one another through epochs, each a permutation of all items drawn from (seed, epoch); a
+    batch may reach over the end of an epoch.
+    """
+    places = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
+    epochs, ranks = np.divmod(places, count)
+    members = np.empty(batch_size, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        inside = epochs == epoch
+        members[inside] = _permutation(seed, epoch, count)[ranks[inside]]
+    return members
+
+
+class _LeftOut(NamedTuple):
+    without_features: list[str]
+    without_duration: list[str]
+    without_segments: list[str]
+    unknown_classes: list[tuple[str, str]]
+    empty_segments: list[tuple[str, float, float]]
+    cut_segments: list[tuple[str, float, float]]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _duration(of_archive: float, of_annotations: float) -> float | None:
+    for duration in (of_archive, of_annotations):
+        if np.isfinite(duration) and duration > 0:
+            return duration
+    return None
+
+
+def _usable_segments(
+    video: VideoAnnotations, duration: float, number: dict[str, int], left_out: _LeftOut
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the segments in [0, 1] and labels that can be used; note the others in `left_out`."""
+    unit = seconds_to_unit(video.segments, duration)
+    keep: list[int] = []
+    labels: list[int] = []
+    for row, label in enumerate(video.labels):
+        start, end = (float(second) for second in video.segments[row])
+        if label not in number:
+            left_out.unknown_classes.append((video.video_id, label))
+        elif not unit[row, 1] > unit[row, 0]:
+            left_out.empty_segments.append((video.video_id, start, end))
+        else:
+            if start < 0 or end > duration:
+                left_out.cut_segments.append((video.video_id, start, end))
+            keep.append(row)
+            labels.append(number[label])
+    return unit[keep], labels
+
+
+def _spans(segments: Sequence[tuple[str, float, float]]) -> list[str]:
+    return [f"{video_id} ({start:g} s - {end:g} s)" for video_id, start, end in segments]
+
+
+def _examples(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return f"{shown}, ..." if len(names) > NAMED else shown
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,71 @@
+"""The loss log of a run: one JSON object per line and iteration, and its picture."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from ahernet.files import replace_when_complete
+
+LOG_NAME = "losses.jsonl"
+CURVE_NAME = "losses.png"
+TERMS = ("total", "classification", "offset", "overlap")
+
+
+def open_loss_log(path: Path, iteration: int) -> IO[str]:
+    """Open a log for appending after its first `iteration` iterations; what follows them is dropped.
+
+    A killed run can leave lines that its last checkpoint knows nothing of, and half a line.
+    """
+    kept = [entry for entry in read_loss_log(path) if entry["iteration"] <= iteration]
+    with replace_when_complete(path) as temporary:
+        temporary.write_text("".join(map(log_line, kept)), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def log_line(entry: Mapping[str, float]) -> str:
+    """Return one line of the log."""
+    return json.dumps(entry) + "\n"
+
+
+def read_loss_log(path: Path) -> list[dict[str, float]]:
+    """Return the entries of a log up to the first line that is not whole; none if there is no file."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
+            break
+        entries.append(entry)
+    return entries
+
+
+def draw_loss_curve(log: Path, picture: Path) -> None:
+    """Draw every term of a loss log over the iterations into a PNG file: raw, and a running mean over it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries = read_loss_log(log)
+    if not entries:
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    iterations = np.array([entry["iteration"] for entry in entries])
+    window = max(1, len(entries) // 50)
+    for number, term in enumerate(TERMS):
+        values = np.array([entry[term] for entry in entries])
+        means = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(iterations, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+        axes.plot(iterations[window - 1 :], means, color=f"C{number}", label=term)
+    axes.set(xlabel="iteration", ylabel="loss", yscale="log", title="Training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replace_when_complete(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

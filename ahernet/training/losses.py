@@ -1,0 +1,170 @@
+"""Losses of anchor-level localization (SPEC 2.9, eq. 4, 6 and 7).
+
+Everything stays on the device: masks instead of selections, counts as tensors, no loop over videos or boxes.
+"""
+
+from typing import NamedTuple
+
+import ahernet_kernels as kernels
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ahernet.config import AssignmentConfig, ClassCells, LossConfig, ModelConfig
+from ahernet.model.localizer import Outputs
+
+NO_LABEL = -1
+
+
+class GroundTruth(NamedTuple):
+    """Ragged ground truth of a batch; video b owns rows offsets[b]:offsets[b + 1].
+
+    segments (G, 2) float32 start, end in [0, 1] of the video; labels (G,) int64; offsets (B + 1,) int64.
+    """
+
+    segments: Tensor
+    labels: Tensor
+    offsets: Tensor
+
+
+class Losses(NamedTuple):
+    """Scalars: the weighted sum, and its terms before weighting."""
+
+    total: Tensor
+    classification: Tensor
+    offset: Tensor
+    overlap: Tensor
+
+
+def localization_losses(
+    outputs: Outputs,
+    anchors: Tensor,
+    ground_truth: GroundTruth,
+    model: ModelConfig,
+    assignment: AssignmentConfig,
+    weights: LossConfig,
+) -> Losses:
+    """Compare the outputs of the network with the ground truth of its videos.
+
+    Args:
+        outputs: per scale, of B videos.
+        anchors: (A, 2) float32 centre and width.
+        ground_truth: of the same videos.
+        model: for the scales of the offsets.
+        assignment: thresholds of foreground and background.
+        weights: of the terms, and the cells that the class loss looks at.
+    """
+    assigned = kernels.assign(
+        anchors,
+        ground_truth.segments,
+        ground_truth.labels,
+        ground_truth.offsets,
+        assignment.foreground_threshold,
+        assignment.background_threshold,
+        assignment.force_match,
+    )
+    foreground = assigned.kind == kernels.FOREGROUND
+    labels = cell_labels(assigned, ground_truth, model.ratios_per_cell, weights.class_cells)
+    classification = class_loss(outputs.logits, labels)
+    offset = offset_loss(outputs.offsets, anchors, foreground, assigned.targets, model.centre_scale, model.width_scale)
+    overlap = overlap_loss(outputs.overlaps, assigned.tiou)
+    total = weights.classification * classification + weights.offset * offset + weights.overlap * overlap
+    return Losses(total, classification, offset, overlap)
+
+
+def cell_labels(
+    assigned: kernels.Assignment, ground_truth: GroundTruth, ratios: int, class_cells: ClassCells
+) -> Tensor:
+    """Return the label that each cell should predict, or NO_LABEL where the class loss leaves it out.
+
+    A cell is foreground if one of its anchors is; its label is that of its foreground anchor with the highest
+    tiou (ties: the lowest anchor). With `class_cells` "all" the other cells take the label that all ground
+    truths of the video share, or else the label of the ground truth closest to the cell, if any overlaps.
+
+    Returns:
+        (B, cells) int64.
+    """
+    kind, tiou, labels = (
+        rearrange(values, "b (cell ratio) -> b cell ratio", ratio=ratios)
+        for values in (assigned.kind, assigned.tiou, assigned.labels)
+    )
+    foreground = kind == kernels.FOREGROUND
+    best: Tensor = tiou.where(foreground, -1.0).argmax(dim=2, keepdim=True)
+    cell_foreground: Tensor = foreground.any(dim=2)
+    chosen: Tensor = labels.gather(2, best).squeeze(2)
+    if class_cells == "foreground":
+        return chosen.where(cell_foreground, NO_LABEL)
+    closest = labels.gather(2, tiou.argmax(dim=2, keepdim=True)).squeeze(2)
+    shared = _shared_labels(ground_truth).unsqueeze(1)
+    return chosen.where(cell_foreground, torch.where(shared != NO_LABEL, shared, closest))
+
+
+def class_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Return the mean softmax cross-entropy of the cells that have a label (eq. 4 per cell).
+
+    Args:
+        logits: (B, C, T_j) per scale.
+        labels: (B, cells) int64, NO_LABEL where a cell is left out.
+    """
+    values = _at_least_float32(torch.cat(logits, dim=2))
+    summed = F.cross_entropy(values, labels, ignore_index=NO_LABEL, reduction="sum")
+    return summed / (labels != NO_LABEL).sum().clamp(min=1)
+
+
+def offset_loss(
+    offsets: list[Tensor],
+    anchors: Tensor,
+    foreground: Tensor,
+    targets: Tensor,
+    centre_scale: float,
+    width_scale: float,
+) -> Tensor:
+    """Return the smooth-L1 distance of decoded centre and width, mean over the foreground (eq. 5 and 6).
+
+    Args:
+        offsets: (B, 2R, T_j) per scale, channels dc_0, dw_0, dc_1, dw_1, ...
+        anchors: (A, 2) centre and width.
+        foreground: (B, A) bool.
+        targets: (B, A, 2) start and end of the closest ground truth.
+        centre_scale: alpha1.
+        width_scale: alpha2.
+    """
+    shifts = _at_least_float32(
+        torch.cat([rearrange(scale, "b (ratio two) cell -> b (cell ratio) two", two=2) for scale in offsets], 1)
+    )
+    # Where nothing is to be learnt the shift is 0, so that exp cannot overflow into 0 * inf = NaN gradients.
+    shifts = shifts.where(foreground.unsqueeze(2), 0.0)
+    centre = anchors[:, 0] + centre_scale * anchors[:, 1] * shifts[..., 0]
+    width = anchors[:, 1] * torch.exp(width_scale * shifts[..., 1])
+    start, end = targets.unbind(dim=2)
+    distance = F.smooth_l1_loss(centre, (start + end) / 2, reduction="none") + F.smooth_l1_loss(
+        width, end - start, reduction="none"
+    )
+    return distance.where(foreground, 0.0).sum() / foreground.sum().clamp(min=1)
+
+
+def overlap_loss(overlaps: list[Tensor], tiou: Tensor) -> Tensor:
+    """Return the squared error of the predicted overlap against g_iou, mean over all anchors (eq. 7).
+
+    Args:
+        overlaps: (B, R, T_j) per scale, before the sigmoid.
+        tiou: (B, A) of each default anchor with its closest ground truth.
+    """
+    predicted = torch.cat([rearrange(scale, "b ratio cell -> b (cell ratio)") for scale in overlaps], dim=1)
+    return (_at_least_float32(predicted).sigmoid() - tiou).square().mean()
+
+
+def _shared_labels(ground_truth: GroundTruth) -> Tensor:
+    """Return (B,) the label that all ground truths of a video share, NO_LABEL where there is none."""
+    labels, offsets = ground_truth.labels, ground_truth.offsets
+    videos, rows = offsets.shape[0] - 1, labels.shape[0]
+    owner = torch.searchsorted(offsets, torch.arange(rows, device=labels.device), right=True) - 1
+    start = torch.full((videos,), NO_LABEL, dtype=labels.dtype, device=labels.device)
+    lowest = start.scatter_reduce(0, owner, labels, "amin", include_self=False)
+    highest = start.scatter_reduce(0, owner, labels, "amax", include_self=False)
+    return lowest.where(lowest == highest, NO_LABEL)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
