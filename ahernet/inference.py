@@ -1,4 +1,4 @@
-"""Inference: from the features of videos to ranked detections (SPEC 2.13, section 3.5 of the paper)."""
+"""Inference: from the features of videos to ranked detections (section 3.5 of the paper)."""
 
 from collections.abc import Sequence
 from copy import deepcopy

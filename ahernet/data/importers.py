@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ahernet.data.annotations import match_video_ids, read_annotations
-from ahernet.data.archive import ArchiveWriter, Precision, check_video_id, prepare_features
+from ahernet.data.archive_writer import ArchiveWriter, Precision, check_video_id, prepare_features
 from ahernet.errors import UserError
 
 SUFFIXES = (".npy", ".npz")

@@ -1,4 +1,4 @@
-"""The weight-sharing 1-D convolutional network (SPEC 2.2, section 3.1 of the paper)."""
+"""The weight-sharing 1-D convolutional network (section 3.1 of the paper)."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Anchor-level heads: class logits per cell, offsets and overlap per anchor (SPEC 2.5, section 3.4)."""
+"""Anchor-level heads: class logits per cell, offsets and overlap per anchor (section 3.4 of the paper)."""
 
 from typing import NamedTuple
 

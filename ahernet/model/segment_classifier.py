@@ -1,4 +1,4 @@
-"""Segment-level classification of moments and foreground segments (SPEC 2.3, section 3.2, eq. 4)."""
+"""Segment-level classification of moments and foreground segments (section 3.2 of the paper, eq. 4)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The weight transfer function T (SPEC 2.4, eq. 1)."""
+"""The weight transfer function T (section 3.2 of the paper, eq. 1)."""
 
 from torch import nn
 

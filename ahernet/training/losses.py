@@ -1,4 +1,4 @@
-"""Losses of anchor-level localization (SPEC 2.9, eq. 4, 6 and 7).
+"""Losses of anchor-level localization (eq. 4, 6 and 7 of the paper).
 
 Everything stays on the device: masks instead of selections, counts as tensors, no loop over videos or boxes.
 """

@@ -1,4 +1,4 @@
-"""Fully supervised training on annotated videos (SPEC 2.12 and 2.14, run `aher*`).
+"""Fully supervised training on annotated videos (the paper's oracle run, AherNet*).
 
 A run is a folder: the checkpoint, the training state to go on from, the loss log and its picture. Batch k is
 a pure function of the seed and k, and nothing else is random, so a resumed run repeats an uninterrupted one.

@@ -7,7 +7,8 @@ import torch
 import ahernet.inference
 from ahernet.checkpoint import Checkpoint
 from ahernet.config import Config, InferenceConfig, ModelConfig
-from ahernet.data.archive import ArchiveWriter, open_archive
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 from ahernet.inference import InferenceStep, localize
 from ahernet.model.localizer import Localizer

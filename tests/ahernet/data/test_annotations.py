@@ -178,7 +178,7 @@ def test_text_with_class_numbers(tmp_path):
 def test_compression_is_told_by_content_not_by_name(tmp_path, prefix):
     content = (prefix + json.dumps(flat())).encode()
     (tmp_path / "plain.gz").write_bytes(content)
-    (tmp_path / "packed.json").write_bytes(gzip.compress(content))
+    (tmp_path / "packed.json").write_bytes(gzip.compress(content, mtime=0))
     for name in ("plain.gz", "packed.json"):
         assert read_annotations(tmp_path / name).videos["v_1"].labels == ("Run",)
 
@@ -282,10 +282,10 @@ def test_bad_class_files_are_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"{}" * 1000)[:-9], "cannot read"),
+        (gzip.compress(b"{}" * 1000, mtime=0)[:-9], "cannot read"),
         (b"\x1f\x8b" + bytes(50), "cannot read"),
         (b"\x1f\x8b", "cannot read"),
-        (gzip.compress(b"{}")[:-8] + bytes(8), "cannot read"),
+        (gzip.compress(b"{}", mtime=0)[:-8] + bytes(8), "cannot read"),
         (b'{"a": "\xff"}', "not UTF-8"),
         ("{}".encode("utf-16"), "not UTF-8"),
     ],
@@ -305,7 +305,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ahernet.data.annotations.MAX_BYTES", 1 << 20)
-    (tmp_path / "bomb.json").write_bytes(gzip.compress(b" " * (1 << 22)))
+    (tmp_path / "bomb.json").write_bytes(gzip.compress(b" " * (1 << 22), mtime=0))
     with pytest.raises(UserError, match="more than 1 MiB"):
         read_annotations(tmp_path / "bomb.json")
 
@@ -314,7 +314,9 @@ def test_subsets_are_joined_from_a_table(tmp_path):
     document = {key: {"annotations": []} for key in ("v_a", "b", "c")}
     path = save(tmp_path / "a.json", document)
     table = tmp_path / "info.csv"
-    table.write_bytes(gzip.compress(b"video,n,subset\na,1,training\nb,2,validation\nv_c,3,training\nd,4,testing\n"))
+    table.write_bytes(
+        gzip.compress(b"video,n,subset\na,1,training\nb,2,validation\nv_c,3,training\nd,4,testing\n", mtime=0)
+    )
     read = read_annotations(path, subsets=table)
     assert {key: item.subset for key, item in read.videos.items()} == {
         "v_a": "training",

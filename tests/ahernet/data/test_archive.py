@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ahernet.data import archive as archive_module
-from ahernet.data.archive import ArchiveWriter, open_archive, prepare_features
+from ahernet.data import archive_rows
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter, prepare_features
 from ahernet.errors import UserError
 
 IDS = st.text(
@@ -449,7 +450,7 @@ def test_a_killed_writer_leaves_no_archive(tmp_path):
     code = (
         "import os, signal, numpy\n"
         "from pathlib import Path\n"
-        "from ahernet.data.archive import ArchiveWriter\n"
+        "from ahernet.data.archive_writer import ArchiveWriter\n"
         f"with ArchiveWriter(Path({str(tmp_path / 'a.h5')!r}), dimension=4) as writer:\n"
         "    writer.add('a', numpy.ones((1000, 4)))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -540,7 +541,8 @@ def test_randomly_damaged_archives_are_refused_or_read(tmp_path, options):
 import h5py
 import numpy as np
 from pathlib import Path
-from ahernet.data.archive import ArchiveWriter, open_archive
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 path = Path({str(tmp_path / "a.h5")!r})
 with ArchiveWriter(path, dimension=4) as writer:
@@ -596,4 +598,4 @@ def test_reading_uses_no_more_threads_than_said(three):
     with open_archive(three[0]) as archive:
         archive.read([0, 1, 2] * 20)
         running = [thread for thread in threading.enumerate() if thread.name.startswith("archive")]
-        assert 0 < len(running) <= archive_module.READ_THREADS
+        assert 0 < len(running) <= archive_rows.READ_THREADS

@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ahernet.data.archive import ArchiveWriter, open_archive
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.hdf5_guard import guarded_dataset, list_datasets, open_hdf5, scalar_attribute
 from ahernet.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 
 from ahernet.data import inspection as inspection_module
 from ahernet.data.annotations import read_annotations
-from ahernet.data.archive import ArchiveWriter
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.inspection import format_inspection, inspect_archive
 from ahernet.errors import UserError
 

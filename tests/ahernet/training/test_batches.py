@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahernet.data.annotations import Annotations, VideoAnnotations
-from ahernet.data.archive import ArchiveWriter, open_archive
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 from ahernet.training.batches import batch_members, build_training_set
 

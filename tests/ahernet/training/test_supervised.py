@@ -15,7 +15,8 @@ import torch
 from ahernet.checkpoint import load_checkpoint
 from ahernet.config import PRESETS, Config, config_from_dict
 from ahernet.data.annotations import Annotations, VideoAnnotations, write_annotations
-from ahernet.data.archive import ArchiveWriter, open_archive
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import average_precision
 from ahernet.inference import localize

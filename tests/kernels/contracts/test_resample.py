@@ -92,8 +92,8 @@ def test_more_channels_than_one_tile(ops):
 def test_hours_of_video_keep_their_precision(ops, steps):
     """Weights are measured from the row, so they do not lose digits far from the start."""
     rows = 4_000 if ops.name == "interpreter" else 200_000
-    ramp = torch.arange(rows, dtype=torch.float64)
-    features = torch.stack([torch.ones(rows), (ramp / rows).float()], dim=1)
+    ramp = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+    features = torch.stack([torch.ones(rows), ramp.float()], dim=1)
     output = ops.resample(features, torch.tensor([0, rows]), steps)[0]
     torch.testing.assert_close(output[:, 0], torch.ones(steps), rtol=5e-5, atol=0)
     torch.testing.assert_close(output[:, 1], (torch.arange(steps) + 0.5) / steps, rtol=0, atol=5e-5)

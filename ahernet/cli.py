@@ -1,0 +1,130 @@
+"""The command line: `ahernet COMMAND ...`. `commands` has what each command takes and does.
+
+What a user can mend ends as one line on stderr and exit code 2. Everything heavy is imported by the command that
+needs it, so that help is instant.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser
+
+from ahernet import __version__
+from ahernet.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+from ahernet.command_settings import HelpFormatter
+from ahernet.commands import COMMANDS
+
+USER_ERROR = 2
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Returns:
+        0 if all went well, 2 after an error of the user, 130 if interrupted, 141 if nobody reads the output.
+    """
+    try:
+        parser = _make_parser()
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        try:
+            parsed = parser.parse_args(arguments)
+        except argparse.ArgumentError as error:
+            raise UserError(_explain(str(error), arguments)) from error
+        COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand])
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error), USER_ERROR)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more at exit; let that go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit as error:  # --help and --version
+        return error.code if isinstance(error.code, int) else 0
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"ahernet: error: {line}", file=sys.stderr)
+    return code
+
+
+def _make_parser() -> ArgumentParser:
+    parser = _new_parser(
+        prog="ahernet",
+        usage="ahernet COMMAND ...",
+        description="Localize actions in untrimmed videos from clip features.",
+        epilog="ahernet COMMAND --help describes a command. Start with: ahernet demo",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(metavar="COMMAND", title="commands", description=None)
+    for name, command in COMMANDS.items():
+        subparser = _new_parser(
+            usage=f"ahernet {name} {command.usage}",
+            description=command.description,
+            epilog=f"example:\n  ahernet {name} {command.example}",
+        )
+        command.add_arguments(subparser)
+        commands.add_subcommand(name, subparser, help=command.help)
+    return parser
+
+
+def _new_parser(**options: Any) -> ArgumentParser:
+    # abbreviations would turn a typing error into another option
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+
+
+def _explain(message: str, arguments: Sequence[str]) -> str:
+    """Turn a message of the parser into one line in the words of the command line."""
+    command = next((word for word in arguments if word in COMMANDS), None)
+    if "one of {" in message and "but it was not provided" in message:
+        return f"expected a command: {', '.join(COMMANDS)}; ahernet --help describes them"
+    wrong_command = re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose", message)
+    if wrong_command:
+        return f"{wrong_command[1]}: no such command{_meant(wrong_command[1], COMMANDS)}"
+    unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
+    if unknown:
+        word = unknown[1].split()[0].partition("=")[0]
+        known = _options(command) if command else ["--help", "--version"]
+        return f"{command or 'ahernet'}: unknown argument {word}{_meant(word, known)}"
+    missing = re.match(r"the following arguments are required: (.*)", message)
+    if missing and command:
+        names = [name.strip().removeprefix(f"{command}.") for name in missing[1].split(",")]
+        options = _options(command)
+        names = [f"--{name}" if f"--{name}" in options else name.upper() for name in names]
+        return f"{command}: missing {', '.join(names)}; usage: ahernet {command} {COMMANDS[command].usage}"
+    bad_value = re.match(r"Parser key \"(.*?)\":\s*Expected an? (.*)\. Got value: (.*)", message, re.DOTALL)
+    if bad_value:
+        name = bad_value[1].removeprefix(f"{command}.")
+        expected = re.sub(r"<class '(\w+)'>|typing\.Literal", r"\1", bad_value[2])
+        expected = {"int": "an integer", "float": "a number", "bool": "true or false"}.get(expected, expected)
+        return f"{name}: expected {expected.replace('[', 'one of ').rstrip(']')}, got {bad_value[3]!r}"
+    return f"{command}: {message}" if command else message
+
+
+def _options(command: str) -> list[str]:
+    parser = _new_parser()
+    COMMANDS[command].add_arguments(parser)
+    return re.findall(r"(?<=\[)--[\w.-]+|(?<= )--[\w.-]+", parser.format_usage())
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
