@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all went well, 2 after an error of the user, 130 if interrupted, 141 if nobody reads the output.
     """
+    # Before torch is loaded: threads that wait must not spin, or they stall each other on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         parser = _make_parser()
         arguments = list(sys.argv[1:] if argv is None else argv)

@@ -166,6 +166,7 @@ class TrainingConfig(_Section):
         seed: of the initial weights and of the order of the videos.
         checkpoint_every: iterations between two checkpoints.
         precision: of the forward pass; "bfloat16" uses autocast and keeps float32 weights.
+        cpu_threads: threads that share each operation on a CPU; 0 leaves it to torch.
     """
 
     section: ClassVar[str] = "training"
@@ -178,6 +179,7 @@ class TrainingConfig(_Section):
     seed: int = _setting(0, minimum=0, maximum=(1 << 63) - 1)
     checkpoint_every: int = _setting(1_000, minimum=1)
     precision: Precision = "float32"
+    cpu_threads: int = _setting(0, minimum=0, maximum=4096)
 
 
 @dataclass(frozen=True)
@@ -240,9 +242,16 @@ PRESETS: dict[str, Config] = {
         # weights improved held-out mAP on rendered and on real sequences.
         loss=LossConfig(offset=2000.0, overlap=20.0),
         # A small network takes (and in a short run needs) a larger step; one bad batch must not undo it.
-        # Small data sets are soon known by heart: 2,000 iterations score worse than 500.
+        # Small data sets are soon known by heart: 2,000 iterations score worse than 500. Layers this small are
+        # not worth sharing, and threads that wait for each other stall as soon as the machine is busy: with
+        # another process on two cores, 100 iterations took 11 s on one thread and 72 s on two.
         training=TrainingConfig(
-            iterations=500, learning_rate=2e-3, decay_every=350, gradient_clip=5.0, checkpoint_every=250
+            iterations=500,
+            learning_rate=2e-3,
+            decay_every=350,
+            gradient_clip=5.0,
+            checkpoint_every=250,
+            cpu_threads=1,
         ),
         # Ranks what overlaps lower instead of removing it: on rendered and on real sequences better than any
         # threshold of hard NMS, which has to choose between neighbours and duplicates.

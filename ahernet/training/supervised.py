@@ -25,7 +25,7 @@ from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ahernet.config import Config, TrainingConfig, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import choose_device
+from ahernet.device import choose_device, cpu_threads
 from ahernet.errors import UserError
 from ahernet.files import make_folder, replace_when_complete
 from ahernet.model.localizer import Localizer
@@ -110,8 +110,9 @@ def train(
     if progress:
         print(training_set.summary.describe(), file=sys.stderr)
     make_folder(out_folder)
-    run = _start_or_resume(out_folder, config, training_set, where, resume)
-    _iterate(run, training_set, out_folder, where, progress)
+    with cpu_threads(config.training.cpu_threads):
+        run = _start_or_resume(out_folder, config, training_set, where, resume)
+        _iterate(run, training_set, out_folder, where, progress)
     draw_loss_curve(out_folder / LOG_NAME, out_folder / CURVE_NAME)
     return TrainingResult(out_folder, run.iteration, time.monotonic() - began, training_set.summary)
 

@@ -3,7 +3,7 @@
 Greedy NMS keeps the lexicographically first maximal independent set of the overlap graph. So it is enough to find
 the edges (pairs over the threshold) and to decide, in rounds, every candidate none of whose higher-ranked
 neighbours is undecided. Edges come from a search in sorted starts: temporal IoU > t bounds the distance of two
-starts by (1 - t) / t times either length.
+starts by 1 - t times the length of the earlier one and (1 - t) / t times that of the later.
 
 Candidates enter in waves of descending rank, each larger than the last: what survives a wave first suppresses the
 rest. That bounds the pairs where one segment suppresses many, and lets a call that wants few outputs stop early.
@@ -22,7 +22,7 @@ Booleans = npt.NDArray[np.bool_]
 
 FIRST_WAVE = 128
 WAVE_GROWTH = 4
-CHUNK_PAIRS = 1 << 19  # pairs tested at a time: bounds the memory
+CHUNK_PAIRS = 1 << 16  # pairs tested at a time: their columns stay in the cache, and in memory held already
 NOT_A_CANDIDATE = np.iinfo(np.int64).max
 
 
@@ -39,7 +39,7 @@ class Candidates:
 
     def take(self, rows: Integers) -> "Candidates":
         """The candidates at `rows`, in that order."""
-        return Candidates(self.start[rows], self.end[rows], self.group[rows])
+        return Candidates(self.start.take(rows), self.end.take(rows), self.group.take(rows))
 
 
 def nms_numpy(
@@ -55,17 +55,19 @@ def nms_numpy(
     order, counts = _rank(segments, scores, min_score)
     problem = np.repeat(np.arange(problems), counts)
     rank = np.arange(len(problem)) - np.repeat(np.cumsum(counts) - counts, counts)
-    source = order[problem, rank]
+    source = order.ravel().take(problem * scores.shape[1] + rank)
+    row = problem * scores.shape[1] + source
     candidates = Candidates(
-        np.ascontiguousarray(segments[problem, source, 0]),
-        np.ascontiguousarray(segments[problem, source, 1]),
-        problem if labels is None else _dense_groups(problem, labels[problem, source]),
+        segments[..., 0].ravel().take(row),
+        segments[..., 1].ravel().take(row),
+        problem if labels is None else _dense_groups(problem, labels.ravel().take(row)),
     )
     threshold = np.float32(tiou_threshold)
 
     kept = np.zeros(0, np.int64)
     undecided = np.arange(len(candidates))
-    limit = max(FIRST_WAVE, max_output + max_output // 4)
+    # Where few overlaps are allowed a small first wave suppresses most of the rest, whatever is asked for.
+    limit = FIRST_WAVE if threshold < 0.7 else max(FIRST_WAVE, max_output + max_output // 4)
     while len(undecided):
         in_wave = rank[undecided] < limit
         wave, undecided = undecided[in_wave], undecided[~in_wave]
@@ -82,13 +84,13 @@ def nms_numpy(
     place = np.arange(len(kept)) - np.repeat(np.cumsum(kept_counts) - kept_counts, kept_counts)
     kept, place = kept[place < max_output], place[place < max_output]
     index = np.full((problems, max_output), -1, np.int64)
-    index[problem[kept], place] = source[kept]
+    index.ravel()[problem[kept] * max_output + place] = source[kept]
     return index, np.minimum(kept_counts, max_output)
 
 
 def _rank(segments: Floats, scores: Floats, min_score: float) -> tuple[Integers, Integers]:
     """Positions (B, N) of each problem's candidates in rank order, others behind; and how many there are (B,)."""
-    eligible = (scores > np.float32(min_score)) & np.isfinite(segments).all(axis=-1)
+    eligible = (scores > np.float32(min_score)) & np.isfinite(segments[..., 0]) & np.isfinite(segments[..., 1])
     descending = ~_ordered_bits(scores).astype(np.int64) << 32
     key = np.where(eligible, descending | np.arange(scores.shape[1]), NOT_A_CANDIDATE)
     key.sort(axis=1)
@@ -117,20 +119,22 @@ def _key(group: Integers, start: Floats) -> Integers:
     return (group << 32) + _ordered_bits(start)
 
 
-def _reach(candidates: Candidates, threshold: np.float32) -> Floats:
-    """How far behind a candidate's start another may start and still be over the threshold with it.
+def _reach(candidates: Candidates, share: np.float32) -> Floats:
+    """How far from a candidate's start another may start and still be over the threshold: a share of its length.
 
-    The bound (1 - t) / t * length is exact in real numbers; the margin covers the rounding of the fp32 test.
+    The bound is exact in real numbers; the margin covers the rounding of the fp32 test.
     """
     length = np.maximum(candidates.end - candidates.start, 0)
     margin = np.float32(4e-6) * (np.abs(candidates.start) + np.abs(candidates.end) + 1)
-    return length * min((1 - threshold) / max(threshold, np.float32(1e-30)), np.float32(1)) + 2 * margin
+    return length * share + 2 * margin
 
 
 def _over_threshold(
     a: Candidates, rows_a: Integers, b: Candidates, rows_b: Integers, threshold: np.float32
 ) -> Booleans:
-    intersection, union = intersection_and_union_numpy(a.start[rows_a], a.end[rows_a], b.start[rows_b], b.end[rows_b])
+    intersection, union = intersection_and_union_numpy(
+        a.start.take(rows_a), a.end.take(rows_a), b.start.take(rows_b), b.end.take(rows_b)
+    )
     return intersection > threshold * union
 
 
@@ -143,7 +147,7 @@ def _pairs(first: Integers, last: Integers) -> Iterator[tuple[Integers, Integers
         done = ends[row] - counts[row]
         stop = max(int(np.searchsorted(ends, done + CHUNK_PAIRS, side="right")), row + 1)
         rows = np.repeat(np.arange(row, stop), counts[row:stop])
-        yield rows, np.arange(done, ends[stop - 1]) + (first - ends + counts)[rows]
+        yield rows, np.arange(done, ends[stop - 1]) + (first - ends + counts).take(rows)
         row = stop
 
 
@@ -152,13 +156,15 @@ def _greedy(candidates: Candidates, threshold: np.float32) -> Booleans:
     with np.errstate(over="ignore", invalid="ignore"):
         key = _key(candidates.group, candidates.start)
         by_start = np.argsort(key)
-        key, ordered = key[by_start], candidates.take(by_start)
-        last = np.searchsorted(key, _key(ordered.group, ordered.start + _reach(ordered, threshold)), side="right")
-        edges = [
-            (by_start[a[over]], by_start[b[over]])
-            for a, b in _pairs(np.arange(1, len(key) + 1), last)
-            for over in [_over_threshold(ordered, a, ordered, b, threshold)]
-        ]
+        key, ordered = key.take(by_start), candidates.take(by_start)
+        furthest = _key(ordered.group, ordered.start + _reach(ordered, 1 - threshold))
+        near = np.flatnonzero(key[1:] <= furthest[:-1])  # those with anyone in reach: often few
+        last = np.searchsorted(key, furthest.take(near), side="right")
+        edges = []
+        for rows, b in _pairs(near + 1, last):
+            a = near.take(rows)
+            over = np.flatnonzero(_over_threshold(ordered, a, ordered, b, threshold))
+            edges.append((by_start.take(a.take(over)), by_start.take(b.take(over))))
     ends = np.concatenate(edges, axis=1) if edges else np.zeros((2, 0), np.int64)
     return ~_dropped(np.minimum(ends[0], ends[1]), np.maximum(ends[0], ends[1]), len(candidates))
 
@@ -184,12 +190,14 @@ def _suppressed_by(kept: Candidates, rest: Candidates, threshold: np.float32) ->
     with np.errstate(over="ignore", invalid="ignore"):
         key = _key(kept.group, kept.start)
         by_start = np.argsort(key)
-        key, kept = key[by_start], kept.take(by_start)
-        reach = _reach(rest, threshold)
-        # Behind, a longer segment reaches further than its own length only if the threshold is below a half.
-        behind = reach if threshold >= 0.5 else reach + (kept.end - kept.start).max()
+        key, kept = key.take(by_start), kept.take(by_start)
+        # Below a half the share of the later one's length exceeds 1; the longest of the earlier ones bounds it.
+        if threshold >= 0.5:
+            behind = _reach(rest, (1 - threshold) / threshold)
+        else:
+            behind = _reach(rest, np.float32(1)) + (kept.end - kept.start).max()
         first = np.searchsorted(key, _key(rest.group, rest.start - behind), side="left")
-        last = np.searchsorted(key, _key(rest.group, rest.start + reach), side="right")
+        last = np.searchsorted(key, _key(rest.group, rest.start + _reach(rest, 1 - threshold)), side="right")
         for rows, others in _pairs(first, last):
             over = _over_threshold(rest, rows, kept, others, threshold)
             suppressed[rows[over]] = True

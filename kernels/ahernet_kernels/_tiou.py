@@ -49,11 +49,11 @@ def tiou_of(intersection, union):
 
 def finite_segments_numpy(segments: Floats) -> tuple[Floats, Floats]:
     """Starts and ends of `(..., 2)` segments, non-finite segments replaced by (0, 0)."""
-    finite = np.isfinite(segments).all(axis=-1)
+    start, end = segments[..., 0], segments[..., 1]
+    finite = np.isfinite(start) & np.isfinite(end)
     if finite.all():
-        return segments[..., 0], segments[..., 1]
-    zero = np.float32(0)
-    return np.where(finite, segments[..., 0], zero), np.where(finite, segments[..., 1], zero)
+        return start, end
+    return np.where(finite, start, np.float32(0)), np.where(finite, end, np.float32(0))
 
 
 def intersection_and_union_numpy(

@@ -1,4 +1,4 @@
-"""Label assignment (SPEC 2.8): `match` fused with the thresholds of foreground and background."""
+"""Label assignment: `match` fused with the thresholds of foreground and background."""
 
 from typing import Any, NamedTuple
 
@@ -21,14 +21,19 @@ from ahernet_kernels._tiou import (
     tiou_of,
     tiou_of_numpy,
 )
-from ahernet_kernels.match import BLOCK_A, anchors_as_segments_numpy, closest_ground_truth, match_numpy
+from ahernet_kernels.match import (
+    BLOCK_A,
+    CPU_BLOCK_ELEMENTS,
+    anchors_as_segments_numpy,
+    closest_ground_truth,
+    match_numpy,
+)
 
 FOREGROUND = 1
 BACKGROUND = 0
 IGNORED = -1
 
 BLOCK_BEST = 1024
-CPU_BLOCK_ELEMENTS = 1 << 18
 
 
 class Assignment(NamedTuple):

@@ -1,4 +1,4 @@
-"""Network outputs of all scales to segments, scores and labels in one launch (SPEC 2.7, 2.13; eq. 5).
+"""Network outputs of all scales to segments, scores and labels in one launch (eq. 5 of the AherNet paper).
 
 A program takes a tile of cells of one scale of one video and walks over the classes. Each lane keeps its running
 maximum, the class of it and the sum of exponentials; lanes merge once at the end. The probability of the best
@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import FLOATS, check_tensor
 from ahernet_kernels._tiou import FLOAT_MAX
@@ -163,12 +163,14 @@ def decode_launch(
 
 
 def _best_class_torch(logits: Tensor) -> tuple[Tensor, Tensor]:
-    top_float = torch.finfo(torch.float32).max
-    logits = logits.float().nan_to_num(nan=-torch.inf, posinf=top_float, neginf=-torch.inf)
+    logits = logits.float()
     top, label = logits.max(dim=1)
-    finite_top = torch.where(top == -torch.inf, 0.0, top)
-    total = (logits - finite_top[:, None]).exp_().sum(dim=1)
-    return torch.where(top == -torch.inf, 0.0, 1.0 / total), label
+    if not top.isfinite().all():
+        largest = torch.finfo(torch.float32).max
+        logits = logits.nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf)
+        top, label = logits.max(dim=1)
+    probability = logits.softmax(dim=1).gather(1, label[:, None])[:, 0]
+    return probability.where(top > -torch.inf, 0.0), label
 
 
 def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:
@@ -176,7 +178,8 @@ def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:
     return torch.cat([x.float().unflatten(1, (ratios, -1)).permute(0, 3, 1, 2).flatten(1, 2) for x in per_scale], dim=1)
 
 
-def decode_torch(
+@custom_op("ahernet_kernels::decode_cpu", mutates_args=(), device_types="cpu")
+def _decode_cpu(
     logits: list[Tensor],
     offsets: list[Tensor],
     overlaps: list[Tensor],
@@ -184,7 +187,6 @@ def decode_torch(
     centre_scale: float,
     width_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`decode` on a CPU."""
     ratios = overlaps[0].shape[1]
     best = [_best_class_torch(scale) for scale in logits]
     probability = torch.cat([p for p, _ in best], dim=1).repeat_interleave(ratios, dim=1)
@@ -201,6 +203,23 @@ def decode_torch(
     return segments, torch.where(valid, scores, -torch.inf), labels
 
 
+@_decode_cpu.register_fake
+def _(
+    logits: list[Tensor],
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float,
+    width_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (logits[0].shape[0], anchors.shape[0])
+    return (
+        anchors.new_empty((*shape, 2), dtype=torch.float32),
+        anchors.new_empty(shape, dtype=torch.float32),
+        anchors.new_empty(shape, dtype=torch.int64),
+    )
+
+
 @triton_op("ahernet_kernels::decode", mutates_args=())
 def _decode(
     logits: list[Tensor],
@@ -212,7 +231,7 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (logits, offsets, overlaps, anchors, centre_scale, width_scale)
     if anchors.device.type == "cpu":
-        return decode_torch(*arguments)
+        return _decode_cpu(*arguments)
     return decode_launch(wrap_triton(decode_kernel), *arguments)
 
 

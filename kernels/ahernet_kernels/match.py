@@ -1,4 +1,4 @@
-"""For each anchor the closest of its video's ragged ground truths (SPEC 2.8): row and temporal IoU.
+"""For each anchor the closest of its video's ragged ground truths: row and temporal IoU.
 
 The `B x A x G` table is never in memory: on a GPU one program walks over a video's ground truths with a tile of
 anchors in registers; on a CPU videos with a similar number of ground truths are worked on in cache-sized blocks.
@@ -28,7 +28,7 @@ from ahernet_kernels._tiou import (
 )
 
 BLOCK_A = 256
-CPU_BLOCK_ELEMENTS = 1 << 18  # fp32 values of one (videos, ground truths, anchors) block: 1 MiB, fits in L2
+CPU_BLOCK_ELEMENTS = 1 << 16  # fp32 values of one (videos, ground truths, anchors) block: stays in the cache
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Exact greedy temporal NMS of a batch, per class or over all classes (SPEC 2.13).
+"""Exact greedy temporal NMS of a batch, per class or over all classes.
 
 Up to 1,024 candidates a video, one program per video does everything in one launch: it sorts (score, position)
 keys, then decides 32 rows at a time. The rows of a block become the bits of one word per column; inside the block

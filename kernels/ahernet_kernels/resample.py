@@ -1,4 +1,4 @@
-"""Ragged sequences to a fixed length (SPEC 2.1): linear interpolation averaged inside each output bin.
+"""Ragged sequences to a fixed length: linear interpolation averaged inside each output bin.
 
 Row k of a sequence of L rows stands at (k + 0.5) / L; between rows the signal is linear, beyond the first and the
 last it is constant. Output step i of T is the exact mean of that signal over [i / T, (i + 1) / T]. So a long video

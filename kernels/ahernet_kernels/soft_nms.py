@@ -1,4 +1,4 @@
-"""Temporal soft-NMS of a batch, linear and gaussian (SPEC 2.13).
+"""Temporal soft-NMS of a batch, linear and gaussian.
 
 Picking the best candidate and decaying the rest is sequential by nature; here each pick is one pass over a video's
 candidates, one program a video, all videos at once.
@@ -166,7 +166,7 @@ def soft_nms_numpy(
     kept_scores = np.zeros((len(scores), max_output), np.float32)
     count = np.zeros(len(scores), np.int64)
     closed = np.float32(-np.inf)
-    eligible = (scores > np.float32(min_score)) & np.isfinite(segments).all(axis=-1)
+    eligible = (scores > np.float32(min_score)) & np.isfinite(segments[..., 0]) & np.isfinite(segments[..., 1])
     decayed = np.where(eligible, scores, closed)
     start, end = (np.where(eligible, segments[..., side], np.float32(0)) for side in (0, 1))
     for pick in range(max_output):
