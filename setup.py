@@ -1,5 +1,7 @@
 """Packaging of ahernet and its kernels: what is installed, and why each dependency is there."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 CORE = [
@@ -31,7 +33,7 @@ setup(
     name="ahernet",
     version="0.1.0",
     description="Temporal action localization learnt from trimmed moments, on fused Triton kernels",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

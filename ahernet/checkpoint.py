@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         UserError: a file is missing, damaged, foreign or of a newer version, or the weights do not fit the
-            settings; the message names the file and what is wrong.
+            settings or are not finite; the message names the file and what is wrong.
     """
     path = folder / CHECKPOINT_NAME
     description = _read_description(path)
@@ -89,12 +90,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     classes = _entry(description, "classes", list, path)
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or not classes:
         raise UserError(f"{path}: classes: expected a list of different names")
-    state = _read_weights(folder, _entry(description, "weights", dict, path), path)
+    weights_path, state = _read_weights(folder, _entry(description, "weights", dict, path), path)
     try:
-        model = Localizer(config.model, len(classes))
+        # Tensors without memory: settings that ask for more than the weights hold must not allocate it.
+        with torch.device("meta"):
+            expected = Localizer(config.model, len(classes)).state_dict()
     except ValueError as error:
         raise UserError(f"{path}: cannot build the network that it describes ({error})") from error
-    _check_shapes(state, model, path)
+    _check_shapes(state, expected, path)
+    _check_values(state, weights_path)
+    model = Localizer(config.model, len(classes))
     model.load_state_dict(state)
     return Checkpoint(config, tuple(classes), model.eval(), folder)
 
@@ -106,7 +111,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file, expected a folder with a checkpoint") from error
     except OSError as error:
         raise UserError(f"{path}: cannot read the checkpoint ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: JSON nested too deeply for a checkpoint") from error
+    except ValueError as error:  # also bytes that are not UTF-8, and integers of thousands of digits
         raise UserError(f"{path}: truncated or not JSON ({error})") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f'{path}: not a checkpoint of ahernet (expected "format": "{FORMAT}")')
@@ -125,7 +132,7 @@ def _entry(description: Mapping[str, Any], key: str, kind: type, path: Path) -> 
     return value
 
 
-def _read_weights(folder: Path, entry: Mapping[str, Any], description: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path, entry: Mapping[str, Any], description: Path) -> tuple[Path, dict[str, Tensor]]:
     name, digest = entry.get("file"), entry.get("sha256")
     # A name of any other form could lead out of the folder.
     if not isinstance(name, str) or not WEIGHTS_NAME.fullmatch(name):
@@ -140,13 +147,12 @@ def _read_weights(folder: Path, entry: Mapping[str, Any], description: Path) -> 
             f"{path}: truncated or changed ({len(content):,} bytes, sha256 is not that in {description.name})"
         )
     try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError) as error:
+        return path, safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
         raise UserError(f"{path}: not a safetensors file ({error})") from error
 
 
-def _check_shapes(state: Mapping[str, Tensor], model: Localizer, path: Path) -> None:
-    expected = model.state_dict()
+def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     for name in [*expected, *state]:
         if name not in state or name not in expected:
             raise UserError(f"{path}: tensor {name} is {'missing' if name not in state else 'not of this network'}")
@@ -155,6 +161,14 @@ def _check_shapes(state: Mapping[str, Tensor], model: Localizer, path: Path) -> 
                 f"{path}: tensor {name} has shape {tuple(state[name].shape)}, "
                 f"the settings and classes ask for {tuple(expected[name].shape)}"
             )
+
+
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{path}: tensor {name} has type {tensor.dtype}, expected floating point")
+        if not tensor.float().isfinite().all():
+            raise UserError(f"{path}: tensor {name} holds NaN or infinite values")
 
 
 def _installed(*packages: str) -> dict[str, str | None]:

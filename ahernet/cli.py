@@ -6,29 +6,26 @@ needs it, so that help is instant.
 
 import argparse
 import difflib
+import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from ahernet import __version__
-from ahernet.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
+from ahernet.errors import UserError
 
 USER_ERROR = 2
-
-
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -40,15 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Before torch is loaded: threads that wait must not spin, or they stall each other on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot show
     try:
-        parser = _make_parser()
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        try:
-            parsed = parser.parse_args(arguments)
-        except argparse.ArgumentError as error:
-            raise UserError(_explain(str(error), arguments)) from error
-        COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand])
-        sys.stdout.flush()
+        with _termination_interrupts():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         return _fail(str(error), USER_ERROR)
     except KeyboardInterrupt as error:
@@ -59,7 +53,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except SystemExit as error:  # --help and --version
         return error.code if isinstance(error.code, int) else 0
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail("out of memory: try a smaller batch size or network", USER_ERROR)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _make_parser()
+    try:
+        parsed = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(_explain(str(error), arguments)) from error
+    except OverflowError as error:
+        raise UserError("a number on the command line is too large") from error
+    COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand])
+    sys.stdout.flush()
     return 0
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a command as SIGINT does, so that it can remove what it has half-written."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)  # of torch: GPU, CPU
+    )
 
 
 def _fail(message: str, code: int) -> int:

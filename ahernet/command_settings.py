@@ -4,14 +4,11 @@ import argparse
 import dataclasses
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 
 from ahernet.config import PRESETS, Config, config_from_dict, config_to_dict
-
-if TYPE_CHECKING:
-    pass
 
 SECTIONS = {
     item.name: type(getattr(Config(), item.name)) for item in dataclasses.fields(Config) if item.name != "preset"

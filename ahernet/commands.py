@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ahernet.config import PRESETS, Config, preset, read_config
 from ahernet.errors import UserError
-from ahernet.files import make_folder, replace_when_complete
+from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 if TYPE_CHECKING:
     from ahernet.data.annotations import Annotations
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 from ahernet.command_settings import SECTIONS, add_settings, given_settings, with_settings
 
 DETECTION_SUFFIXES = (".json", ".csv", ".json.gz", ".csv.gz")
-
-
 DRAWN_VIDEOS = 20  # by plot, where none are named
 
 
@@ -262,23 +260,27 @@ def _run_localize(parsed: Namespace) -> None:
     from ahernet.inference import localize
 
     with open_archive(parsed.archive) as archive:
-        video_ids = None
+        video_ids, durations = None, None
         if parsed.annotations is not None:
             annotations = _read_annotations(parsed.annotations, parsed).select(parsed.subset)
-            video_ids = _videos_with_features(annotations, archive.ids)
+            found = _videos_with_features(annotations, archive.ids)
+            video_ids = list(found.values())
+            durations = {here: annotations.videos[annotated].duration for annotated, here in found.items()}
         checkpoint = load_checkpoint(parsed.checkpoint)
         changes = given_settings(parsed, ["inference"])
         if parsed.batch_size is not None:
             changes.setdefault("inference", {})["batch_size"] = parsed.batch_size
         config = with_settings(checkpoint.config, changes).inference
         make_folder(parsed.out.parent)
-        detections = localize(archive, checkpoint, config, video_ids=video_ids, device=parsed.device)
+        detections = localize(
+            archive, checkpoint, config, video_ids=video_ids, durations=durations, device=parsed.device
+        )
     write_detections(parsed.out, detections)
     print(f"{parsed.out}: {len(detections):,} detections in {len(detections.video_ids):,} videos")
 
 
-def _videos_with_features(annotations: "Annotations", available: Sequence[str]) -> list[str]:
-    """Return the archive's ids of the annotated videos that it has; say on stderr how many it has not."""
+def _videos_with_features(annotations: "Annotations", available: Sequence[str]) -> dict[str, str]:
+    """Return the archive's ids by those of the annotated videos that it has; say on stderr how many it has not."""
     from ahernet.data.annotations import match_video_ids
 
     found = match_video_ids(annotations.videos, available)
@@ -290,11 +292,12 @@ def _videos_with_features(annotations: "Annotations", available: Sequence[str]) 
             f"without features: {len(missing):,} of {len(annotations.videos):,} videos, as {missing[0]!r}",
             file=sys.stderr,
         )
-    return list(found.values())
+    return found
 
 
 def _check_detection_file(path: Path) -> None:
     """Refuse a file name that detections cannot be written to before anything is computed."""
+    check_output_file(path)
     if not path.name.lower().endswith(DETECTION_SUFFIXES):
         raise UserError(f"{path}: expected a file name that ends in {', '.join(DETECTION_SUFFIXES)}")
 
@@ -314,10 +317,12 @@ def _run_evaluate(parsed: Namespace) -> None:
     from ahernet.evaluation.average_precision import average_precision
     from ahernet.evaluation.report import format_report, report_dictionary
 
+    if parsed.json is not None:
+        check_output_file(parsed.json)
     detections = read_detections(parsed.detections)
     annotations = _read_annotations(parsed.annotations, parsed)
     selected = annotations.select(parsed.subset)
-    detections = _without_other_subsets(detections, annotations, selected)
+    detections = _of_subset(detections, annotations, selected)
     result = average_precision(detections, selected)
     if parsed.json is not None:
         make_folder(parsed.json.parent)
@@ -326,10 +331,11 @@ def _run_evaluate(parsed: Namespace) -> None:
     print(format_report(result))
 
 
-def _without_other_subsets(
-    detections: "Detections", annotations: "Annotations", selected: "Annotations"
-) -> "Detections":
-    """Leave out detections in annotated videos of other subsets: they are no errors of this subset."""
+def _of_subset(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":
+    """Leave out what is of other subsets: annotated videos, and classes that no video of this subset has.
+
+    Neither are errors of this subset: the mean is over the classes that occur in its ground truth.
+    """
     import numpy as np
 
     from ahernet.data.annotations import match_video_ids
@@ -337,11 +343,15 @@ def _without_other_subsets(
 
     pairs = match_video_ids(annotations.videos, detections.video_ids)
     others = {found for own, found in pairs.items() if own not in selected.videos}
-    if not others:
-        return detections
     keep = np.array([video_id not in others for video_id in detections.video_ids], dtype=bool)
-    print(f"left out {len(others):,} detected videos of other subsets", file=sys.stderr)
-    rows = keep[detections.video]
+    if others:
+        print(f"left out {len(others):,} detected videos of other subsets", file=sys.stderr)
+    absent = set(annotations.classes()) - set(selected.classes())
+    is_scored = np.array([name not in absent for name in detections.classes], dtype=bool)
+    rows = keep[detections.video] & is_scored[detections.label]
+    left = int((keep[detections.video] & ~is_scored[detections.label]).sum())
+    if left:
+        print(f"left out {left:,} detections of classes that only other subsets have", file=sys.stderr)
     return Detections(
         video_ids=tuple(video_id for video_id in detections.video_ids if video_id not in others),
         classes=detections.classes,

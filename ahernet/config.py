@@ -16,6 +16,9 @@ from typing import Any, ClassVar, Literal
 
 from ahernet.errors import UserError
 
+LARGEST_COUNT = (1 << 31) - 1
+SHOWN_CHARACTERS = 80
+
 Activation = Literal["none", "relu", "leaky_relu", "elu"]
 ClassCells = Literal["foreground", "all"]
 Suppression = Literal["hard", "linear", "gaussian"]
@@ -36,10 +39,10 @@ def _problem(value: object, item: "dataclasses.Field[Any]") -> str | None:
         choices = typing.get_args(item.type)
         if value in choices:
             return None
-        return f"expected {_choices(choices)}, got {value!r}{_suggestion(str(value), choices)}"
+        return f"expected {_choices(choices)}, got {_shown(value)}{_suggestion(value, choices)}"
     if item.type is bool:
-        return None if isinstance(value, bool) else f"expected true or false, got {value!r}"
-    kind = "an integer" if item.type is int else "a number"
+        return None if isinstance(value, bool) else f"expected true or false, got {_shown(value)}"
+    kind = "an integer" if item.type is int else "a finite number"
     right_type = isinstance(value, int if item.type is int else (int, float)) and not isinstance(value, bool)
     minimum, above, maximum = (item.metadata[name] for name in ("minimum", "above", "maximum"))
     bounds = [
@@ -47,12 +50,12 @@ def _problem(value: object, item: "dataclasses.Field[Any]") -> str | None:
         *([f"above {above}"] if above is not None else []),
         *([f"at most {maximum}"] if maximum is not None else []),
     ]
-    expected = f"expected {kind}{' ' if bounds else ''}{' and '.join(bounds)}, got {value!r}"
+    expected = f"expected {kind}{' ' if bounds else ''}{' and '.join(bounds)}, got {_shown(value)}"
     if not right_type:
         return expected
     number = typing.cast(float, value)
     inside = (
-        math.isfinite(number)
+        _is_finite(number)
         and (minimum is None or number >= minimum)
         and (above is None or number > above)
         and (maximum is None or number <= maximum)
@@ -60,12 +63,28 @@ def _problem(value: object, item: "dataclasses.Field[Any]") -> str | None:
     return None if inside else expected
 
 
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
+def _shown(value: object) -> str:
+    """Return the value as Python writes it, shortened."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or tables in tables without end
+        return f"a value of type {type(value).__name__} that is too long to write"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+
+
 def _choices(names: Iterable[str]) -> str:
     return "one of " + ", ".join(names)
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _suggestion(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -170,14 +189,14 @@ class TrainingConfig(_Section):
     """
 
     section: ClassVar[str] = "training"
-    iterations: int = _setting(15_000, minimum=1)
+    iterations: int = _setting(15_000, minimum=1, maximum=LARGEST_COUNT)
     batch_size: int = _setting(16, minimum=1, maximum=1 << 16)
     learning_rate: float = _setting(1e-4, above=0, maximum=10)
-    decay_every: int = _setting(5_000, minimum=1)
+    decay_every: int = _setting(5_000, minimum=1, maximum=LARGEST_COUNT)
     decay_factor: float = _setting(0.1, above=0, maximum=1)
     gradient_clip: float = _setting(0.0, minimum=0)
     seed: int = _setting(0, minimum=0, maximum=(1 << 63) - 1)
-    checkpoint_every: int = _setting(1_000, minimum=1)
+    checkpoint_every: int = _setting(1_000, minimum=1, maximum=LARGEST_COUNT)
     precision: Precision = "float32"
     cpu_threads: int = _setting(0, minimum=0, maximum=4096)
 
@@ -207,8 +226,8 @@ class InferenceConfig(_Section):
     class_aware: bool = True
     nms_threshold: float = _setting(0.9, minimum=0, maximum=1)
     sigma: float = _setting(0.5, above=0)
-    top_k_before: int = _setting(0, minimum=0)
-    top_k: int = _setting(100, minimum=1)
+    top_k_before: int = _setting(0, minimum=0, maximum=LARGEST_COUNT)
+    top_k: int = _setting(100, minimum=1, maximum=LARGEST_COUNT)
     minimum_score: float = _setting(0.0)
     precision: Precision = "float32"
 
@@ -267,7 +286,7 @@ def preset(name: str) -> Config:
         UserError: there is none.
     """
     if name not in PRESETS:
-        raise UserError(f"preset: expected {_choices(PRESETS)}, got {name!r}{_suggestion(name, PRESETS)}")
+        raise UserError(f"preset: expected {_choices(PRESETS)}, got {_shown(name)}{_suggestion(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -291,7 +310,7 @@ def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> 
         _refuse_unknown(data, ["preset", *sections], "")
         name = data.get("preset", "paper")
         if not isinstance(name, str):
-            raise UserError(f"preset: expected a name, got {name!r}")
+            raise UserError(f"preset: expected a name, got {_shown(name)}")
         config = preset(name)
         changed: dict[str, Any] = {
             key: _changed_section(key, getattr(config, key), data[key]) for key in sections if key in data
@@ -312,10 +331,12 @@ def read_config(path: Path, preset_name: str | None = None) -> Config:
         UserError: the file cannot be read, is not TOML, or `config_from_dict` refuses it.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: not a configuration (nested too deeply)") from error
+    except ValueError as error:  # also bytes that are not UTF-8, and integers of thousands of digits
         raise UserError(f"{path}: not a TOML file ({error})") from error
     return config_from_dict(data if preset_name is None else {**data, "preset": preset_name}, str(path))
 
@@ -337,7 +358,7 @@ def with_feature_dimension(config: Config, dimension: int, source: str) -> Confi
 
 def _changed_section(key: str, section: _Section, changes: Any) -> _Section:
     if not isinstance(changes, Mapping):
-        raise UserError(f"{key}: expected a table of settings, got {changes!r}")
+        raise UserError(f"{key}: expected a table of settings, got {_shown(changes)}")
     _refuse_unknown(changes, [item.name for item in fields(section)], f"{key}.")
     return dataclasses.replace(section, **changes)
 

@@ -22,7 +22,8 @@ from ahernet.training.loss_log import CURVE_NAME
 from ahernet.training.supervised import train
 
 MARKER = "ahernet-demo.json"  # says that a folder is the demonstration's own, to be written again
-PRODUCTS = ("world", "run", "pictures", "detections.json", "scores.json")
+REPEATED = "again"  # where the commands that it prints write to
+PRODUCTS = ("world", "run", "pictures", "detections.json", "scores.json", REPEATED)
 PICTURES = 8
 
 
@@ -91,7 +92,7 @@ def _claim(out: Path) -> None:
 def _ending(
     out: Path, archive: Path, annotations: Path, config: Config, result: AveragePrecision, seconds: float
 ) -> str:
-    again = out / "again"
+    again = out / REPEATED
     run, detections, pictures = again / "run", again / "detections.json", again / "pictures"
     commands = (
         ("train", archive, annotations, "--subset", "training", *_options(config), "--out", run),

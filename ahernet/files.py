@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and file names made from untrusted ids."""
+"""Files that appear whole or not at all, folders with one writer, and file names made from untrusted ids."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -17,11 +18,14 @@ MAX_NAME_BYTES = 120
 def replace_when_complete(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
-    On any exception the temporary file is removed and `path` keeps its former content.
+    On any exception the temporary file is removed and `path` keeps its former content. A link is followed.
 
     Raises:
-        UserError: the folder of `path` does not exist or cannot be written, or the disk is full.
+        UserError: `path` is no plain file, its folder does not exist or cannot be written, or writing raised an
+            OSError (the disk is full, for instance).
     """
+    check_output_file(path)
+    path = path.resolve()
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
@@ -40,6 +44,18 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_output_file(path: Path) -> None:
+    """Refuse what a file cannot take the place of; good to ask before long work.
+
+    Raises:
+        UserError: `path` is a folder, a pipe or a device, or no name for a file at all.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: not a file name")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
+
+
 def make_folder(path: Path) -> None:
     """Create the folder `path` with its parents.
 
@@ -48,8 +64,28 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot create this folder ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot create this folder ({error})") from error
+
+
+@contextmanager
+def claim_folder(path: Path) -> Iterator[None]:
+    """Be the only writer of the existing folder `path`, and remove what a killed writer left half-written.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:  # closing releases the claim, as does the end of the process however it comes
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process is writing there, wait for it or use another folder") from error
+        for left in path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 def safe_file_name(video_id: str) -> str:

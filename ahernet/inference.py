@@ -1,6 +1,6 @@
 """Inference: from the features of videos to ranked detections (section 3.5 of the paper)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,16 +137,18 @@ def localize(
     config: InferenceConfig | None = None,
     *,
     video_ids: Sequence[str] | None = None,
+    durations: Mapping[str, float] | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Detections:
     """Localize actions in the videos of an archive.
 
     Args:
-        archive: features; every video needs a duration.
+        archive: features.
         checkpoint: trained network with its classes.
         config: scoring and suppression; that of the checkpoint by default.
         video_ids: of the videos to process, in this order; all of the archive by default.
+        durations: seconds by the archive's ids, for videos whose duration the archive does not know.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         progress: show a progress bar on standard error.
 
@@ -154,8 +156,8 @@ def localize(
         Detections in seconds, by video, best first.
 
     Raises:
-        UserError: the network expects features of another dimension, a video is unknown, has no duration or
-            has features that are not finite.
+        UserError: the network expects features of another dimension, a video is unknown, has no known
+            duration or has features that are not finite.
     """
     config = config or checkpoint.config.inference
     wanted = checkpoint.config.model.feature_dimension
@@ -165,9 +167,10 @@ def localize(
             f"the network in {checkpoint.source} expects {wanted}"
         )
     positions = _positions(archive, video_ids)
+    seconds = _durations(archive, positions, durations or {})
     where = choose_device(device)
     step = InferenceStep(checkpoint.model, config).to(where).eval()
-    parts = _localize_batches(step, archive, positions, config.batch_size, where, progress)
+    parts = _localize_batches(step, archive, positions, seconds, config.batch_size, where, progress)
     return Detections(
         tuple(archive.ids[position] for position in positions),
         checkpoint.classes,
@@ -192,6 +195,7 @@ def _localize_batches(
     step: InferenceStep,
     archive: FeatureArchive,
     positions: NDArray[np.int64],
+    durations: NDArray[np.float64],
     batch_size: int,
     device: torch.device,
     progress: bool,
@@ -215,8 +219,8 @@ def _localize_batches(
             here = positions[first : first + batch_size]
             broken = [archive.ids[position] for position in here[~found.finite.numpy()]]
             if broken:
-                raise UserError(f"{archive.path}: features that are not finite in {', '.join(broken)}")
-            parts.append(_pack(found, first, archive.durations[here]))
+                raise UserError(f"{archive.path}: features that are not finite in {', '.join(map(repr, broken))}")
+            parts.append(_pack(found, first, durations[first : first + batch_size]))
             bar.update(len(here))
     return parts
 
@@ -234,7 +238,7 @@ def _pack(found: Found, first: int, durations: NDArray[np.float64]) -> _Columns:
 
 
 def _positions(archive: FeatureArchive, video_ids: Sequence[str] | None) -> NDArray[np.int64]:
-    """Return the places of the videos in the archive; refuse those without a duration."""
+    """Return the places of the videos in the archive."""
     if video_ids is None:
         positions = np.arange(len(archive))
     else:
@@ -243,12 +247,25 @@ def _positions(archive: FeatureArchive, video_ids: Sequence[str] | None) -> NDAr
         raise UserError(f"{archive.path}: no video to localize in")
     if len(np.unique(positions)) < len(positions):
         raise UserError("video_ids: an id occurs twice")
-    without = positions[~(archive.durations[positions] > 0)]
-    if len(without):
-        names = [archive.ids[position] for position in without[:NAMED]]
-        more = f" and {len(without) - NAMED:,} more" if len(without) > NAMED else ""
-        raise UserError(f"{archive.path}: expected the duration of every video, unknown for {', '.join(names)}{more}")
     return positions
+
+
+def _durations(
+    archive: FeatureArchive, positions: NDArray[np.int64], known: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """Return the seconds of the videos at `positions`: the archive's, else those in `known`."""
+    seconds = archive.durations[positions]
+    given = np.array([known.get(archive.ids[position], np.nan) for position in positions])
+    seconds = np.where(seconds > 0, seconds, given)
+    without = positions[~(seconds > 0)]
+    if len(without):
+        names = [repr(archive.ids[position]) for position in without[:NAMED]]
+        more = f" and {len(without) - NAMED:,} more" if len(without) > NAMED else ""
+        raise UserError(
+            f"{archive.path}: the duration is unknown of {', '.join(names)}{more}; give annotations that have it, "
+            f"or import with --annotations or --frame-rate and --clip-stride"
+        )
+    return seconds
 
 
 def _rows(segments: Tensor, order: Tensor) -> Tensor:

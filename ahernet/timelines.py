@@ -125,8 +125,8 @@ def draw_timelines(
         raise ValueError(f"top: expected at least 1, got {top}")
     annotated = annotations.videos if annotations else {}
     annotated_id = match_video_ids(detections.video_ids, annotated)
-    only_annotated = [name for name in annotated if name not in set(annotated_id.values())]
-    known = [*detections.video_ids, *only_annotated]
+    also_detected = set(annotated_id.values())
+    known = [*detections.video_ids, *(name for name in annotated if name not in also_detected)]
     drawn = detections.video_ids if video_ids is None else _known_ids(video_ids, known)
     colours = _shared_colours(annotations, detections)
     make_folder(out_folder)

@@ -1,6 +1,7 @@
 """Feature archives: the features of many videos in one HDF5 file, written once and read very fast.
 
-The format (version 1) is open; any HDF5 library can write and read it. V videos, N rows in all, dimension D.
+The format (version 1) is open; any HDF5 library can write and read it. V videos (at least one), N rows in all,
+dimension D.
 
 Root attributes (scalars):
 
@@ -203,6 +204,8 @@ def _read_tables(path: Path, file: h5py.File) -> FeatureArchive:
     durations = _table(path, file, "durations", "<f8")
     checksums = _table(path, file, "crc32", "<u4")
     count = len(encoded)
+    if not count:
+        raise UserError(f"{path}: holds no video")
     for name, table, expected in (
         ("offsets", offsets, count + 1),
         ("durations", durations, count),

@@ -1,9 +1,10 @@
 """Import features that others extracted into a feature archive."""
 
+import contextlib
 import itertools
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,24 +108,25 @@ def import_folder(
     files, ignored = _feature_files(Path(folder))
     by_id = _by_video_id(files, prefix, bad)
     seconds = _known_durations(durations, categories, by_id)
-    videos = _read_videos(by_id, dtype, dimension, bad, progress)
-    first = next(videos, None)
-    if first is None:
-        raise UserError(f"{folder}: none of its {len(files)} files is usable; {bad.messages[0]}")
-    width = first[1].shape[1]
     without_duration: list[str] = []
     count = rows = 0
-    with ArchiveWriter(
-        out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=clip_stride, origin=origin
-    ) as writer:
-        for video_id, features in itertools.chain([first], videos):
-            # Without a frame rate this is NaN, without a stride 0: unknown either way.
-            duration = seconds.get(video_id) or len(features) * clip_stride / frame_rate or math.nan
-            if math.isnan(duration):
-                without_duration.append(video_id)
-            writer.add(video_id, features, duration)
-            count += 1
-            rows += len(features)
+    # Closed at once also after an error: the message must not end up on the line of the progress bar.
+    with contextlib.closing(_read_videos(by_id, dtype, dimension, bad, progress)) as videos:
+        first = next(videos, None)
+        if first is None:
+            raise UserError(f"{folder}: none of its {len(files)} files is usable; {bad.messages[0]}")
+        width = first[1].shape[1]
+        with ArchiveWriter(
+            out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=clip_stride, origin=origin
+        ) as writer:
+            for video_id, features in itertools.chain([first], videos):
+                # Without a frame rate this is NaN, without a stride 0: unknown either way.
+                duration = seconds.get(video_id) or len(features) * clip_stride / frame_rate or math.nan
+                if math.isnan(duration):
+                    without_duration.append(video_id)
+                writer.add(video_id, features, duration)
+                count += 1
+                rows += len(features)
     return ImportReport(Path(out), count, rows, width, tuple(without_duration), tuple(bad.messages), ignored)
 
 
@@ -181,7 +183,7 @@ def _known_durations(path: Path | None, categories: Path | None, video_ids: Iter
 
 def _read_videos(
     by_id: dict[str, Path], dtype: Precision, dimension: int | None, bad: _BadFiles, progress: bool
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Generator[tuple[str, np.ndarray], None, None]:
     origin = "as asked for"
     for video_id, file in tqdm(by_id.items(), desc="import", unit="video", disable=not progress):
         try:

@@ -18,7 +18,8 @@ class WeightTransfer(nn.Module):
     """W_clsa = T(W_regv; theta): fully-connected layers per scale, the same for every class.
 
     Each layer is followed by the activation (Table 1 of the paper). Layers start as the identity, so that
-    training starts from the segment-level weights themselves.
+    training starts from the segment-level weights passed through the activations alone: unchanged with "none";
+    otherwise positive weights are unchanged and negative ones shrink (to 0 with "relu").
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,46 +1,83 @@
 """The loss log of a run: one JSON object per line and iteration, and its picture."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
 LOG_NAME = "losses.jsonl"
 CURVE_NAME = "losses.png"
 TERMS = ("total", "classification", "offset", "overlap")
+COLUMNS = ("iteration", *TERMS)
 
 
-def open_loss_log(path: Path, iteration: int) -> IO[str]:
+@contextmanager
+def open_loss_log(path: Path, iteration: int) -> Iterator[IO[str]]:
     """Open a log for appending after its first `iteration` iterations; what follows them is dropped.
 
     A killed run can leave lines that its last checkpoint knows nothing of, and half a line.
+
+    Raises:
+        UserError: the log cannot be read or written.
     """
     kept = [entry for entry in read_loss_log(path) if entry["iteration"] <= iteration]
     with replace_when_complete(path) as temporary:
-        temporary.write_text("".join(map(log_line, kept)), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+    try:
+        log = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror})") from error
+    try:
+        yield log
+    finally:
+        try:
+            log.close()
+        except OSError as error:
+            raise UserError(f"{path}: cannot write ({error.strerror})") from error
 
 
-def log_line(entry: Mapping[str, float]) -> str:
-    """Return one line of the log."""
+def append_to_log(log: IO[str], entries: Iterable[Mapping[str, float]]) -> None:
+    """Append entries, so that a reader sees them at once.
+
+    Raises:
+        UserError: the log cannot be written, because the disk is full for instance.
+    """
+    try:
+        log.writelines(map(_line, entries))
+        log.flush()
+    except OSError as error:
+        raise UserError(f"{log.name}: cannot write ({error.strerror})") from error
+
+
+def _line(entry: Mapping[str, float]) -> str:
     return json.dumps(entry) + "\n"
 
 
 def read_loss_log(path: Path) -> list[dict[str, float]]:
-    """Return the entries of a log up to the first line that is not whole; none if there is no file."""
+    """Return the entries of a log up to the first line that is not whole; none if there is no file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     if not path.exists():
         return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the loss log ({error.strerror})") from error
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
+        if not isinstance(entry, dict) or not all(type(entry.get(key)) in (int, float) for key in COLUMNS):
             break
         entries.append(entry)
     return entries

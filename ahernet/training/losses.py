@@ -126,7 +126,8 @@ def offset_loss(
         offsets: (B, 2R, T_j) per scale, channels dc_0, dw_0, dc_1, dw_1, ...
         anchors: (A, 2) centre and width.
         foreground: (B, A) bool.
-        targets: (B, A, 2) start and end of the closest ground truth.
+        targets: (B, A, 2) start and end of the closest ground truth, or of the one that the anchor is forced to
+            match (`force_match`).
         centre_scale: alpha1.
         width_scale: alpha2.
     """
@@ -149,7 +150,8 @@ def overlap_loss(overlaps: list[Tensor], tiou: Tensor) -> Tensor:
 
     Args:
         overlaps: (B, R, T_j) per scale, before the sigmoid.
-        tiou: (B, A) of each default anchor with its closest ground truth.
+        tiou: (B, A) of each default anchor with its closest ground truth, or with the one that it is forced to
+            match.
     """
     predicted = torch.cat([rearrange(scale, "b ratio cell -> b (cell ratio)") for scale in overlaps], dim=1)
     return (_at_least_float32(predicted).sigmoid() - tiou).square().mean()

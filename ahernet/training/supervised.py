@@ -27,11 +27,11 @@ from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
 from ahernet.device import choose_device, cpu_threads
 from ahernet.errors import UserError
-from ahernet.files import make_folder, replace_when_complete
+from ahernet.files import claim_folder, make_folder, replace_when_complete
 from ahernet.model.localizer import Localizer
 from ahernet.prefetch import read_ahead
 from ahernet.training.batches import Batch, TrainingSet, TrainingSummary, build_training_set
-from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, TERMS, draw_loss_curve, log_line, open_loss_log
+from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, TERMS, append_to_log, draw_loss_curve, open_loss_log
 from ahernet.training.losses import Losses, localization_losses
 
 STATE_NAME = "training_state.pt"
@@ -99,8 +99,8 @@ def train(
 
     Raises:
         UserError: nothing to train on; features of another dimension than the settings say; `out_folder`
-            holds a run and `resume` is not given, or a run of other settings or data; a loss that is not
-            finite.
+            holds a run and `resume` is not given, a run of other settings or data, or one that is being
+            written; a loss that is not finite; a full disk.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     began = time.monotonic()
@@ -110,9 +110,11 @@ def train(
     if progress:
         print(training_set.summary.describe(), file=sys.stderr)
     make_folder(out_folder)
-    with cpu_threads(config.training.cpu_threads):
+    with claim_folder(out_folder), cpu_threads(config.training.cpu_threads):
         run = _start_or_resume(out_folder, config, training_set, where, resume)
         _iterate(run, training_set, out_folder, where, progress)
+        # Once more, as a finished run may have been killed before its checkpoint, or be given other inference settings.
+        save_checkpoint(out_folder, run.config, training_set.classes, run.model)
     draw_loss_curve(out_folder / LOG_NAME, out_folder / CURVE_NAME)
     return TrainingResult(out_folder, run.iteration, time.monotonic() - began, training_set.summary)
 
@@ -159,8 +161,7 @@ def _iterate(run: _Run, training_set: TrainingSet, folder: Path, device: torch.d
             last = run.iteration == settings.iterations
             if save or last or run.iteration % LOG_EVERY == 0:
                 entries = _read_losses(unread, run, training_set)
-                log.writelines(map(log_line, entries))
-                log.flush()
+                append_to_log(log, entries)
                 bar.set_postfix({term: f"{entries[-1][term]:.4f}" for term in TERMS}, refresh=False)
                 bar.update(len(unread))
                 unread.clear()
@@ -203,9 +204,9 @@ def _not_finite(iteration: int, losses: dict[str, float], settings: TrainingConf
     whole = torch.stack([row.isfinite().all() for row in batch.rows.tensor_split(batch.offsets[1:-1])])
     broken = [name for name, good in zip(batch.video_ids, whole.tolist(), strict=True) if not good]
     cause = (
-        f"features that are not finite in {', '.join(broken)}"
+        f"features that are not finite in {', '.join(map(repr, broken))}"
         if broken
-        else f"videos {', '.join(batch.video_ids)}; a smaller training.learning_rate or a "
+        else f"videos {', '.join(map(repr, batch.video_ids))}; a smaller training.learning_rate or a "
         f"training.gradient_clip may help"
     )
     named = ", ".join(f"{term} {value}" for term, value in losses.items())
@@ -215,14 +216,14 @@ def _not_finite(iteration: int, losses: dict[str, float], settings: TrainingConf
 def _start_or_resume(
     folder: Path, config: Config, training_set: TrainingSet, device: torch.device, resume: bool
 ) -> _Run:
+    path = folder / STATE_NAME
+    if not resume and (path.exists() or (folder / CHECKPOINT_NAME).exists()):
+        raise UserError(f"{folder}: holds a run already, give another folder or resume it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = Localizer(config.model, len(training_set.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate, fused=True)
     run = _Run(config, model, optimizer, 0)
-    path = folder / STATE_NAME
-    if not resume and (path.exists() or (folder / CHECKPOINT_NAME).exists()):
-        raise UserError(f"{folder}: holds a run already, give another folder or resume it")
     if resume and path.exists():
         _load_state(path, run, training_set)
     return run
@@ -238,7 +239,10 @@ def _save(run: _Run, training_set: TrainingSet, folder: Path) -> None:
         "optimizer": run.optimizer.state_dict(),
     }
     with replace_when_complete(folder / STATE_NAME) as path:
-        torch.save(state, path)
+        try:
+            torch.save(state, path)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise UserError(f"{folder / STATE_NAME}: cannot write, is the disk full?") from error
     save_checkpoint(folder, run.config, training_set.classes, run.model)
 
 
@@ -250,6 +254,15 @@ def _load_state(path: Path, run: _Run, training_set: TrainingSet) -> None:
         raise UserError(f"{path}: truncated or not a training state ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise UserError(f"{path}: not a training state of this version (expected {STATE_FORMAT!r})")
+    try:
+        _take_over(state, path, run, training_set)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged training state ({reason})") from error
+
+
+def _take_over(state: dict[str, Any], path: Path, run: _Run, training_set: TrainingSet) -> None:
+    """Go on where `state` is, if it is of the same settings and data."""
     settings = run.config.training
     before, now = _flat(state["config"]), _flat(config_to_dict(run.config))
     for key in now:

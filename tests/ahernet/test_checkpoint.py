@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def folder(tmp_path):
 def _weights_file(folder):
     (path,) = folder.glob("weights-*.safetensors")
     return path
+
+
+def _replace_weights(folder, content):
+    _weights_file(folder).unlink()
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"weights-{digest[:12]}.safetensors"
+    (folder / name).write_bytes(content)
+    _edit(folder, weights={"file": name, "sha256": digest})
 
 
 def test_what_is_saved_is_loaded(folder):
@@ -119,6 +128,8 @@ def test_missing_files_are_named(folder, tmp_path):
         (b"", "truncated or not JSON"),
         (b'{"format": "ahernet checkpoint", "ver', "truncated or not JSON"),
         (b"\x80\x04\xff", "truncated or not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"version": ' + b"9" * 5000 + b"}", "truncated or not JSON"),
         (b"[]", "not a checkpoint of ahernet"),
         (b'{"format": "other"}', 'not a checkpoint of ahernet (expected "format": "ahernet checkpoint")'),
         (b'{"format": "ahernet checkpoint"}', "version: expected a whole number above 0, got None"),
@@ -199,13 +210,53 @@ def test_unknown_settings_are_refused_with_their_name(folder):
 
 def test_half_precision_weights_load_as_float32(folder):
     state = {name: tensor.half() for name, tensor in _model().state_dict().items()}
-    content = safetensors.torch.save(state)
-    _weights_file(folder).unlink()
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"weights-{digest[:12]}.safetensors"
-    (folder / name).write_bytes(content)
-    _edit(folder, weights={"file": name, "sha256": digest})
+    _replace_weights(folder, safetensors.torch.save(state))
     assert load_checkpoint(folder).model.backbone.stem[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.long(), "has type torch.int64, expected floating point"),
+        (lambda tensor: tensor.to(torch.complex64), "has type torch.complex64, expected floating point"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), math.nan), "holds NaN or infinite values"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), -math.inf), "holds NaN or infinite values"),
+        (lambda tensor: tensor.double() + 1e300, "holds NaN or infinite values"),  # beyond float32
+    ],
+)
+def test_weights_that_cannot_be_weights_are_named(folder, change, words):
+    name = "heads.overlaps.2.weight"
+    state = _model().state_dict()
+    _replace_weights(folder, safetensors.torch.save({**state, name: change(state[name]).contiguous()}))
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(folder)
+    assert str(caught.value) == f"{_weights_file(folder)}: tensor {name} {words}"
+
+
+def test_weights_of_a_type_that_torch_does_not_have_are_refused(folder):
+    header = json.dumps({"x": {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    _replace_weights(folder, len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match="not a safetensors file"):
+        load_checkpoint(folder)
+
+
+def test_settings_that_ask_for_a_giant_network_are_refused_without_building_it(folder, monkeypatch):
+    config = json.loads((folder / CHECKPOINT_NAME).read_text())["config"]
+    config["model"] |= {"width": 16, "feature_dimension": 1 << 20, "transfer_layers": 3}
+    _edit(folder, config=config)
+    largest = []
+
+    def watched(*sizes, **options):
+        tensor = empty(*sizes, **options)
+        if tensor.device.type == "cpu":
+            largest.append(tensor.numel())
+        return tensor
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", watched)
+    with pytest.raises(UserError, match=r"tensor backbone\.stem\.0\.weight has shape .*\(32768, 1048576, 3\)"):
+        load_checkpoint(folder)
+    assert max(largest, default=0) < 1 << 20
 
 
 def test_saving_into_a_place_that_is_a_file_is_refused(tmp_path):

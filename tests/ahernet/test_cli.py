@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from ahernet.cli import COMMANDS, main
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.rendered import WorldConfig, write_world
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +195,17 @@ def test_localize_takes_videos_of_a_subset_and_settings(world, run, capsys, tmp_
     assert "inference.top_k: expected" in refused(capsys, *arguments, "--inference.top_k", "0")
 
 
+def test_localize_takes_durations_of_the_annotations_where_the_archive_has_none(world, run, capsys, tmp_path):
+    with open_archive(Path(world[0])) as archive, ArchiveWriter(tmp_path / "bare.h5", dimension=8) as writer:
+        for position, video_id in enumerate(archive.ids):
+            writer.add(video_id, archive.read([position])[0])
+    out = ["--out", str(tmp_path / "found.json"), "--device", "cpu"]
+    assert "the duration is unknown of 'training_00000'" in refused(capsys, "localize", tmp_path / "bare.h5", run, *out)
+    assert main(["localize", str(tmp_path / "bare.h5"), run, "--annotations", world[1], *out]) == 0
+    assert main(["localize", world[0], run, "--out", str(tmp_path / "same.json"), "--device", "cpu"]) == 0
+    assert (tmp_path / "found.json").read_text() == (tmp_path / "same.json").read_text()
+
+
 def test_localize_names_annotated_videos_without_features(world, run, capsys, tmp_path):
     database = json.loads(Path(world[1]).read_text())
     database["database"]["unseen"] = {"subset": "validation", "duration": 5.0, "annotations": []}
@@ -216,6 +229,18 @@ def test_evaluate_scores_a_subset_and_writes_every_number(world, detections, cap
     scores = json.loads(out.read_text())
     assert scores["videos"] == {"scored": 3, "missing": [], "unknown": []}
     assert "no video of subset 'testing'" in refused(capsys, "evaluate", *arguments[1:3], "--subset", "testing")
+
+
+def test_evaluate_leaves_out_classes_that_only_other_subsets_have(world, detections, capsys, tmp_path):
+    annotations = json.loads(Path(world[1]).read_text())
+    for video in annotations["database"].values():
+        if video["subset"] == "validation":
+            video["annotations"] = [{**entry, "label": "action 01"} for entry in video["annotations"]]
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    assert main(["evaluate", detections, str(tmp_path / "a.json"), "--subset", "validation"]) == 0
+    said = capsys.readouterr()
+    assert "detections of classes that only other subsets have" in said.err
+    assert "mean of 1 class" in said.out
 
 
 def test_evaluate_takes_subsets_from_a_table(world, detections, capsys, tmp_path):

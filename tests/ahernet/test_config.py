@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import tomllib
 
@@ -20,6 +21,8 @@ from ahernet.config import (
     with_feature_dimension,
 )
 from ahernet.errors import UserError
+
+NESTED = functools.reduce(lambda inner, _: {"a": inner}, range(100_000), {})
 
 
 def test_paper_preset_follows_the_paper():
@@ -62,10 +65,10 @@ def test_an_empty_dictionary_is_the_paper_preset():
         ({"training": {"batch_size": 0}}, ["training.batch_size: expected an integer at least 1", "got 0"]),
         ({"training": {"batch_size": 4.0}}, ["training.batch_size: expected an integer", "got 4.0"]),
         ({"training": {"batch_size": True}}, ["training.batch_size: expected an integer", "got True"]),
-        ({"training": {"learning_rate": 0}}, ["training.learning_rate: expected a number above 0"]),
-        ({"training": {"learning_rate": "fast"}}, ["training.learning_rate: expected a number", "got 'fast'"]),
-        ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate: expected a number", "nan"]),
-        ({"loss": {"offset": float("inf")}}, ["loss.offset: expected a number at least 0", "got inf"]),
+        ({"training": {"learning_rate": 0}}, ["training.learning_rate: expected a finite number above 0"]),
+        ({"training": {"learning_rate": "fast"}}, ["training.learning_rate: expected a finite number", "got 'fast'"]),
+        ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate: expected a finite number", "nan"]),
+        ({"loss": {"offset": float("inf")}}, ["loss.offset: expected a finite number at least 0", "got inf"]),
         ({"loss": {"class_cells": "al"}}, ["loss.class_cells: expected one of foreground, all, got 'al'"]),
         ({"assignment": {"force_match": 1}}, ["assignment.force_match: expected true or false, got 1"]),
         (
@@ -74,7 +77,18 @@ def test_an_empty_dictionary_is_the_paper_preset():
         ),
         ({"model": {"transfer_layers": 4}}, ["model.transfer_layers: expected an integer", "at most 3, got 4"]),
         ({"model": {"transfer_activation": "Elu"}}, ["one of none, relu, leaky_relu, elu", "did you mean elu?"]),
-        ({"inference": {"nms_threshold": 1.5}}, ["inference.nms_threshold: expected a number at least 0 and at"]),
+        (
+            {"inference": {"nms_threshold": 1.5}},
+            ["inference.nms_threshold: expected a finite number at least 0 and at"],
+        ),
+        ({"inference": {"top_k": 1 << 31}}, ["inference.top_k: expected an integer", "at most 2147483647, got"]),
+        ({"inference": {"top_k_before": 1 << 31}}, ["inference.top_k_before: ", "at most 2147483647, got 2147483648"]),
+        ({"training": {"iterations": 10**400}}, ["training.iterations: expected an integer", "at most 2147483647"]),
+        ({"loss": {"offset": 10**400}}, ["loss.offset: expected a finite number at least 0, got 1000000", "0..."]),
+        ({"loss": {"offset": 10**5000}}, ["loss.offset: ", "got a value of type int that is too long to write"]),
+        ({"loss": {"class_cells": 10**5000}}, ["loss.class_cells: expected one of", "too long to write"]),
+        ({"training": {"iterations": NESTED}}, ["training.iterations: expected an integer", "of type dict"]),
+        ({"preset": NESTED}, ["preset: expected a name", "of type dict"]),
         ({"inference": {"suppression": ["hard"]}}, ["inference.suppression: expected one of hard, linear"]),
     ],
 )
@@ -120,6 +134,33 @@ def test_toml_files_are_read(tmp_path):
     config = read_config(path)
     assert (config.preset, config.training.iterations, config.inference.suppression) == ("tiny", 12, "gaussian")
     assert config == config_from_dict(tomllib.loads(path.read_text()))
+
+
+def test_toml_files_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'\xef\xbb\xbfpreset = "tiny"\n')
+    assert read_config(path).preset == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (f"training.iterations = {'9' * 400}", "training.iterations: expected an integer"),
+        (f"training.iterations = {'9' * 5000}", "not a TOML file"),
+        (f"training.iterations = 0x{'f' * 5000}", "training.iterations: expected an integer"),
+        (f"inference.minimum_score = -{'9' * 400}", "inference.minimum_score: expected a finite number, got -99"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a = " + "{a = " * 100_000, "nested too deeply"),
+    ],
+)
+def test_giant_numbers_and_deep_nesting_in_a_file_are_named(tmp_path, content, words):
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
 
 
 def test_bad_files_are_named(tmp_path):

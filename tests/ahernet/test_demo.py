@@ -46,14 +46,16 @@ def test_the_demo_leaves_a_whole_run_and_may_be_repeated(tmp_path, capsys):
     assert (out / "note.txt").read_text() == "mine"
 
 
-def test_the_printed_commands_repeat_the_demo(tmp_path, capsys):
+def test_the_printed_commands_repeat_the_demo_also_after_another_one(tmp_path, capsys):
     out = tmp_path / "the demo"
-    run_demo(out, WORLD, quick_config())
-    lines = capsys.readouterr().out.splitlines()
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("  ahernet ")]
-    assert [command[0] for command in commands] == ["train", "localize", "evaluate", "plot"]
-    for command in commands:
-        assert main(command) == 0
+    for _ in range(2):
+        run_demo(out, WORLD, quick_config())
+        assert not (out / "again").exists()
+        lines = capsys.readouterr().out.splitlines()
+        commands = [shlex.split(line)[1:] for line in lines if line.startswith("  ahernet ")]
+        assert [command[0] for command in commands] == ["train", "localize", "evaluate", "plot"]
+        for command in commands:
+            assert main(command) == 0
     assert (out / "again" / "detections.json").read_bytes() == (out / "detections.json").read_bytes()
     assert len(list((out / "again" / "pictures").glob("*.png"))) == 4
 

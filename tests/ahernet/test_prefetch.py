@@ -27,7 +27,12 @@ def test_reading_runs_ahead_but_no_further_than_asked():
     with read_ahead(note, range(100), ahead=2) as results:
         assert next(results) == (0, 0)
         assert two_ahead.wait(5)
-    assert max(read) <= 3
+    assert read == [0, 1, 2]
+
+
+def test_reading_nothing_ahead_is_refused():
+    with pytest.raises(ValueError, match="ahead: expected at least 1, got 0"), read_ahead(str, range(3), ahead=0):
+        pass
 
 
 def test_leaving_early_stops_the_thread():

@@ -255,6 +255,17 @@ def test_a_broken_chunk_names_the_video(three):
         archive.read([0, 1, 2])
 
 
+def test_an_archive_of_another_writer_without_videos_is_refused(three):
+    path, _ = three
+    with h5py.File(path, "r+") as file:
+        for name in ("ids", "offsets", "durations", "crc32", "features"):
+            empty = file[name][: 1 if name == "offsets" else 0]
+            del file[name]
+            file[name] = empty
+    with pytest.raises(UserError, match=rf"{path.name}: holds no video$"):
+        open_archive(path)
+
+
 def test_text_attributes_may_be_variable_length(three):
     path, _ = three
     with h5py.File(path, "r+") as file:

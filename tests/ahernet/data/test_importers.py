@@ -253,6 +253,15 @@ def test_a_wrong_frame_rate_is_refused(folder):
     assert left_over(folder) == []
 
 
+def test_an_error_gets_a_line_of_its_own_below_the_progress_bar(folder, capfd):
+    with pytest.raises(UserError) as caught:
+        import_folder(folder, folder.parent / "absent" / "out.h5", progress=True)
+    shown = capfd.readouterr().err
+    assert "import" in shown
+    assert shown.endswith("\n")
+    assert "cannot write" in str(caught.value)
+
+
 def test_a_wrong_policy_is_refused(folder):
     with pytest.raises(ValueError, match="on_error"):
         run(folder, on_error="ignore")

@@ -285,7 +285,9 @@ def test_training_works_outside_the_main_thread(world, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_iteration_and_videos(world, tmp_path):
     config = _config(learning_rate=10.0, gradient_clip=0.0, decay_every=1000, iterations=500, checkpoint_every=500)
-    with pytest.raises(UserError, match=r"loss not finite at iteration \d+ \(total .*\): videos v\d, v\d, v\d, v\d;"):
+    with pytest.raises(
+        UserError, match=r"loss not finite at iteration \d+ \(total .*\): videos 'v\d', 'v\d', 'v\d', 'v\d';"
+    ):
         _train(world, tmp_path, config)
 
 
@@ -301,7 +303,7 @@ def test_features_that_are_not_finite_are_named_as_the_cause(world, tmp_path, mo
         return rows, offsets
 
     monkeypatch.setattr(type(archive), "read", broken_read)
-    with pytest.raises(UserError, match=r"not finite at iteration [12] .*: features that are not finite in v5$"):
+    with pytest.raises(UserError, match=r"not finite at iteration [12] .*: features that are not finite in 'v5'$"):
         _train(world, tmp_path, _config())
 
 

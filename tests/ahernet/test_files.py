@@ -1,0 +1,128 @@
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahernet.errors import UserError
+from ahernet.files import (
+    MAX_NAME_BYTES,
+    check_output_file,
+    claim_folder,
+    make_folder,
+    replace_when_complete,
+    safe_file_name,
+)
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "out.txt"
+    with replace_when_complete(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_a_failure_keeps_the_former_content_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def fails() -> None:
+        with replace_when_complete(path) as temporary:
+            temporary.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_a_link_is_followed_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with replace_when_complete(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replace_when_complete(tmp_path / "out") as temporary:
+            temporary.touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "NUL"])
+def test_what_a_file_cannot_replace_is_refused(kind, tmp_path):
+    path = tmp_path / ("a\0b" if kind == "NUL" else "taken")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError):
+        check_output_file(path)
+    with pytest.raises(UserError), replace_when_complete(path):
+        pass
+
+
+def test_a_folder_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot create this folder"):
+        make_folder(tmp_path / "file" / "below")
+    with pytest.raises(UserError, match="cannot write there"), replace_when_complete(tmp_path / "file" / "below"):
+        pass
+
+
+def claims(folder: Path, answers: "multiprocessing.SimpleQueue[str]") -> None:
+    try:
+        with claim_folder(folder):
+            answers.put("claimed")
+    except UserError as error:
+        answers.put(str(error))
+
+
+def asked_by_another_process(folder: Path) -> str:
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=claims, args=(folder, answers))
+    process.start()
+    process.join()
+    return answers.get()
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with claim_folder(tmp_path):
+        assert "another process is writing there" in asked_by_another_process(tmp_path)
+    assert asked_by_another_process(tmp_path) == "claimed"
+
+
+def test_claiming_a_folder_removes_what_a_killed_writer_left(tmp_path):
+    (tmp_path / ".state.pt.abc.tmp").touch()
+    (tmp_path / "state.pt").touch()
+    with claim_folder(tmp_path):
+        assert not (tmp_path / ".state.pt.abc.tmp").exists()
+        assert (tmp_path / "state.pt").exists()
+
+
+@given(st.text())
+def test_a_name_of_any_id_stays_in_its_folder(video_id):
+    name = safe_file_name(video_id)
+    assert name
+    assert len(name.encode()) <= MAX_NAME_BYTES
+    assert not set(name) & set("/\\.\0\n")
+
+
+@given(st.lists(st.text(), unique=True, min_size=2, max_size=2))
+def test_different_ids_have_different_names(video_ids):
+    assert safe_file_name(video_ids[0]) != safe_file_name(video_ids[1])
+
+
+def test_long_ids_that_differ_at_the_end_have_different_names():
+    assert safe_file_name("a" * 500 + "b") != safe_file_name("a" * 500 + "c")
