@@ -16,9 +16,9 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...],
     shape: tuple[Size, ...],
     sizes: dict[str, int],
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> None:
-    """Check one tensor argument and remember its named sizes in `sizes`.
+    """Check one tensor argument and remember its named sizes in `sizes`; `device` None accepts any.
 
     Raises:
         TypeError: `tensor` is not a tensor or its dtype is not one of `dtypes`.
@@ -38,7 +38,7 @@ def check_tensor(
         known = ", ".join(str(sizes[size]) if isinstance(size, str) and size in sizes else str(size) for size in shape)
         names = ", ".join(str(size) for size in shape)
         raise ValueError(f"{name}: expected shape ({names}) = ({known}), got {tuple(tensor.shape)}")
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ValueError(f"{name}: expected on {device}, got {tensor.device}")
 
 

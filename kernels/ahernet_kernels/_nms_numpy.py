@@ -191,11 +191,9 @@ def _suppressed_by(kept: Candidates, rest: Candidates, threshold: np.float32) ->
         key = _key(kept.group, kept.start)
         by_start = np.argsort(key)
         key, kept = key.take(by_start), kept.take(by_start)
-        # Below a half the share of the later one's length exceeds 1; the longest of the earlier ones bounds it.
-        if threshold >= 0.5:
-            behind = _reach(rest, (1 - threshold) / threshold)
-        else:
-            behind = _reach(rest, np.float32(1)) + (kept.end - kept.start).max()
+        # At a low threshold the longest of the earlier ones is the tighter bound.
+        behind = _reach(rest, (1 - threshold) / max(threshold, np.float32(1e-30)))
+        behind = np.minimum(behind, _reach(rest, np.float32(0)) + np.maximum(kept.end - kept.start, 0).max())
         first = np.searchsorted(key, _key(rest.group, rest.start - behind), side="left")
         last = np.searchsorted(key, _key(rest.group, rest.start + _reach(rest, 1 - threshold)), side="right")
         for rows, others in _pairs(first, last):

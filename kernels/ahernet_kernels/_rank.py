@@ -1,7 +1,6 @@
 """Rank of a candidate as one sortable 64-bit key: score descending, then position ascending."""
 
-import struct
-
+import numpy as np
 import triton
 import triton.language as tl
 
@@ -45,5 +44,6 @@ def position_of(key):
 
 def ordered_bits(value: float) -> int:
     """An int32 that orders as the fp32 nearest to `value` does (infinities too): a threshold a kernel can hold."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", value + 0.0))
+    with np.errstate(over="ignore"):
+        bits = int((np.float32(value) + np.float32(0)).view(np.int32))
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)

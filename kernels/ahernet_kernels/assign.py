@@ -288,7 +288,7 @@ def assign(
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
     sizes: dict[str, int] = {}
-    check_tensor("anchors", anchors, FLOATS, ("A", 2), sizes, anchors.device)
+    check_tensor("anchors", anchors, FLOATS, ("A", 2), sizes)
     check_tensor("gt_segments", gt_segments, FLOATS, ("G", 2), sizes, anchors.device)
     check_tensor("gt_labels", gt_labels, INTEGERS, ("G",), sizes, anchors.device)
     check_offsets("gt_offsets", gt_offsets, anchors.device)

@@ -71,8 +71,8 @@ def decode_kernel(
     BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
 ):  # fmt: skip
     """A tile of cells of one scale of one video: best class, then every anchor of the cells."""
-    video = tl.program_id(1).to(tl.int64)
-    tile = tl.program_id(0)
+    video = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
     N1: tl.constexpr = (T0 + BLOCK_CELLS - 1) // BLOCK_CELLS  # first tile of scale 1, and so on
     N2: tl.constexpr = N1 + (T1 + BLOCK_CELLS - 1) // BLOCK_CELLS
     N3: tl.constexpr = N2 + (T2 + BLOCK_CELLS - 1) // BLOCK_CELLS
@@ -149,7 +149,7 @@ def decode_launch(
     absent = MAX_SCALES - len(cells)
     lengths = [*cells, *[0] * absent]
     tiles = sum(triton.cdiv(length, BLOCK_CELLS) for length in cells)
-    kernel[(tiles, videos)](
+    kernel[(videos, tiles)](
         *logits, *logits[:1] * absent,
         *offsets, *offsets[:1] * absent,
         *overlaps, *overlaps[:1] * absent,
@@ -249,7 +249,8 @@ def decode(
     an offset makes the centre or the width meaningless the segment is (0, 0) and the score -inf.
 
     Args:
-        logits: per scale `(B, C, T_j)` class logits of each cell; fp16, bf16 or fp32; at most 8 scales.
+        logits: per scale `(B, C, T_j)` class logits of each cell; at most 8 scales; these, `offsets` and `overlaps`
+            share one of fp16, bf16 and fp32.
         offsets: per scale `(B, 2 * D, T_j)`, channels dc, dw of ratio 0, then of ratio 1, and so on.
         overlaps: per scale `(B, D, T_j)`, before the sigmoid.
         anchors: `(A, 2)` centre, width as fractions of the video, ordered by scale, cell, ratio;
@@ -270,16 +271,16 @@ def decode(
     for name, per_scale in (("offsets", offsets), ("overlaps", overlaps)):
         if len(per_scale) != len(logits):
             raise ValueError(f"{name}: expected {len(logits)} scales as in logits, got {len(per_scale)}")
-    device = anchors.device
     sizes: dict[str, int] = {}
-    ratios = overlaps[0].shape[1] if overlaps[0].ndim == 3 else 0
+    check_tensor("logits[0]", logits[0], FLOATS, ("B", "C", "T_0"), sizes)
+    device, dtype = logits[0].device, (logits[0].dtype,)
     for j in range(len(logits)):
-        dtype = (logits[0].dtype,) if logits[0].dtype in FLOATS else FLOATS
         check_tensor(f"logits[{j}]", logits[j], dtype, ("B", "C", f"T_{j}"), sizes, device)
-        check_tensor(f"offsets[{j}]", offsets[j], dtype, ("B", 2 * ratios, f"T_{j}"), sizes, device)
-        check_tensor(f"overlaps[{j}]", overlaps[j], dtype, ("B", ratios, f"T_{j}"), sizes, device)
-    if sizes["C"] == 0:
-        raise ValueError("logits: expected at least one class")
+        check_tensor(f"overlaps[{j}]", overlaps[j], dtype, ("B", "D", f"T_{j}"), sizes, device)
+        check_tensor(f"offsets[{j}]", offsets[j], dtype, ("B", 2 * sizes["D"], f"T_{j}"), sizes, device)
+    ratios = sizes["D"]
+    if sizes["C"] == 0 or ratios == 0:
+        raise ValueError("logits, overlaps: expected at least one class and one anchor a cell")
     cells = sum(tensor.shape[2] for tensor in logits)
     check_tensor("anchors", anchors, FLOATS, (ratios * cells, 2), {}, device)
     return _decode(

@@ -97,7 +97,6 @@ def match_numpy(
         present = row < gt_offsets[videos + 1, None]
         row = np.where(present, row, gt_offsets[videos, None])[:, :, None]
         pairs = tiou_of_numpy(*intersection_and_union_numpy(start, end, gt_start[row], gt_end[row]))
-        pairs *= present[:, :, None]
         # A tiou is not negative, so its bits order as it does; the lower half of the key breaks ties.
         key = pairs.view(np.int32).astype(np.int64) << 32
         key |= (most - 1 - slot)[:, None]
@@ -156,7 +155,7 @@ def match(anchors: Tensor, gt_segments: Tensor, gt_offsets: Tensor) -> tuple[Ten
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device; the message names it.
     """
-    check_tensor("anchors", anchors, FLOATS, ("A", 2), {}, anchors.device)
+    check_tensor("anchors", anchors, FLOATS, ("A", 2), {})
     check_tensor("gt_segments", gt_segments, FLOATS, ("G", 2), {}, anchors.device)
     check_offsets("gt_offsets", gt_offsets, anchors.device)
     return _match(anchors.detach().contiguous(), gt_segments.detach().contiguous(), gt_offsets.contiguous())

@@ -3,7 +3,7 @@
 Up to 1,024 candidates a video, one program per video does everything in one launch: it sorts (score, position)
 keys, then decides 32 rows at a time. The rows of a block become the bits of one word per column; inside the block
 the fixed point of "kept unless an earlier kept row overlaps" equals the greedy decision, because a row depends on
-earlier rows only. So there is a barrier per block, not per row. More candidates: `nms_large`.
+earlier rows only. So barriers come by the block, not by the row. More candidates: `nms_large`.
 """
 
 import math
@@ -209,6 +209,9 @@ def nms(
     with a kept one of its class is > `tiou_threshold`, decided as `intersection > threshold * union` in fp32. NaN or
     -inf scores, scores not above `min_score` and non-finite segments are never kept and never suppress.
 
+    On a GPU up to 1,024 candidates a video are one launch; more are exact too, but one program works through each
+    video: time grows with the square of what is kept.
+
     Args:
         segments: `(B, N, 2)` start, end in any unit; fp16, bf16 or fp32.
         scores: `(B, N)`; fp16, bf16 or fp32.
@@ -242,7 +245,7 @@ def check_candidates(
 ) -> None:
     """Check what `nms` and `soft_nms` take."""
     sizes: dict[str, int] = {}
-    check_tensor("scores", scores, FLOATS, ("B", "N"), sizes, scores.device)
+    check_tensor("scores", scores, FLOATS, ("B", "N"), sizes)
     check_tensor("segments", segments, FLOATS, ("B", "N", 2), sizes, scores.device)
     if labels is not None:
         check_tensor("labels", labels, INTEGERS, ("B", "N"), sizes, scores.device)

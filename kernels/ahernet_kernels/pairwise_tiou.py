@@ -77,6 +77,6 @@ def pairwise_tiou(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device; the message names it.
     """
-    check_tensor("a", a, FLOATS, ("N", 2), {}, a.device)
+    check_tensor("a", a, FLOATS, ("N", 2), {})
     check_tensor("b", b, FLOATS, ("M", 2), {}, a.device)
     return _pairwise_tiou(a.detach().contiguous(), b.detach().contiguous())

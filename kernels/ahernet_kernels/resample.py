@@ -80,6 +80,7 @@ def resample_backward_kernel(
     video_ptr,
     output_ptr,
     total_rows,
+    videos,
     dimension,
     STEPS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -88,8 +89,9 @@ def resample_backward_kernel(
     """A tile of input rows, of whatever videos they are, and channels."""
     at_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = at_row < total_rows
-    video = tl.load(video_ptr + at_row, mask=inside, other=0)
+    in_output = at_row < total_rows
+    video = tl.load(video_ptr + at_row, mask=in_output, other=0)
+    inside = in_output & (video < videos)  # rows behind the last video are nobody's
     begin = tl.load(offsets_ptr + video, mask=inside, other=0)
     rows = tl.load(offsets_ptr + video + 1, mask=inside, other=1) - begin
     row = at_row - begin
@@ -102,7 +104,7 @@ def resample_backward_kernel(
         mask = (weight != 0.0)[:, None] & (channel < dimension)[None, :]
         at = gradient_ptr + (video * STEPS + step)[:, None] * dimension + channel[None, :]
         total += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    mask = inside[:, None] & (channel < dimension)[None, :]
+    mask = in_output[:, None] & (channel < dimension)[None, :]
     tl.store(output_ptr + at_row[:, None] * dimension + channel[None, :], total, mask=mask)
 
 
@@ -130,6 +132,7 @@ def resample_backward_launch(kernel: Any, gradient: Tensor, offsets: Tensor, row
             video,
             output,
             rows,
+            offsets.shape[0] - 1,
             dimension,
             STEPS=steps,
             BLOCK_ROWS=BLOCK_ROWS,
@@ -257,7 +260,7 @@ def resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
-    check_tensor("features", features, FLOATS, ("R", "D"), {}, features.device)
+    check_tensor("features", features, FLOATS, ("R", "D"), {})
     check_offsets("offsets", offsets, features.device)
     if steps < 1:
         raise ValueError(f"steps: expected a number >= 1, got {steps}")

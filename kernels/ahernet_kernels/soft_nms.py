@@ -105,6 +105,7 @@ def soft_nms_kernel(
                 decayed = tl.where(label == winner_label, decayed, score)
             stays = open & is_above(decayed, MIN_SCORE_BITS)
             decayed = tl.where(stays, decayed, minus_infinity)
+            tl.debug_barrier()  # several threads may hold one candidate: all have read it before it changes
             tl.store(decayed_ptr + base + column, decayed, mask=inside)
             best, at = tl.max(decayed, 0, return_indices=True)
             better = best > winner_score

@@ -1,0 +1,492 @@
+"""Break the kernels on purpose, one place at a time, and see whether the contract tests notice.
+
+Run as `python tests/mutations.py [--only nms] [--jobs 2]`. Each mutant is a copy of `kernels/` and `tests/` in a
+temporary folder with one text replaced; its contract tests run there, in Triton's interpreter for what a GPU
+would run and without it for the CPU paths. A mutant that no test kills points at a behaviour that no test pins.
+The exit status is 1 if a mutant survived, 2 if a text to replace is no longer found exactly once or if the tests
+fail without any mutation.
+
+What the interpreter cannot show is not listed: barriers, `div_rn` against `/`, casts of addresses, values loaded
+by masked lanes, and NaN in a minimum or maximum, which Triton's interpreter passes on and a GPU drops. Neither are
+mutants that compute the same.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path("kernels") / "ahernet_kernels"
+CONTRACTS = Path("tests") / "kernels" / "contracts"
+SECONDS = 240  # a mutant that loops for ever is noticed, too
+WITHOUT_SHRINKING = """
+hypothesis.settings.register_profile(
+    "mutants", parent=hypothesis.settings(), phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
+hypothesis.settings.load_profile("mutants")
+"""  # that a test fails is enough: the smallest example is not asked for
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One text of one file replaced by another."""
+
+    op: str
+    on_gpu: bool
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.op} {'gpu' if self.on_gpu else 'cpu'}  {self.file}: {self.old.strip()!r} -> {self.new.strip()!r}"
+
+
+def mutants_of(
+    op: str, on_gpu: bool, file: str, *replacements: tuple[str, str], tests: tuple[str, ...] = ()
+) -> list[Mutant]:
+    """The mutants of one file; `tests` are names of contract test files, that of the op unless given."""
+    return [Mutant(op, on_gpu, file, old, new, tests or (op,)) for old, new in replacements]
+
+
+MUTANTS = [
+    # What every op shares.
+    *mutants_of(
+        "tiou", True, "_tiou.py",
+        ("intersection = tl.maximum(tl.minimum(end_a, end_b) - tl.maximum(start_a, start_b), 0.0)",
+         "intersection = tl.minimum(end_a, end_b) - tl.maximum(start_a, start_b)"),
+        ("return intersection, lengths - intersection\n\n\n@triton", "return intersection, lengths\n\n\n@triton"),
+        ("return tl.where(union > 0, tl.div_rn(intersection, tl.where(union > 0, union, 1.0)), 0.0)",
+         "return tl.div_rn(intersection, union)"),
+        tests=("pairwise_tiou", "match"),
+    ),
+    *mutants_of(
+        "tiou", False, "_tiou.py",
+        ("np.maximum(intersection - np.maximum(start_a, start_b), 0)",
+         "np.asarray(intersection - np.maximum(start_a, start_b))"),
+        ("return intersection, lengths - intersection\n\n\ndef tiou", "return intersection, lengths\n\n\ndef tiou"),
+        ("where=union > 0", "where=union != 0"),
+        tests=("pairwise_tiou", "match"),
+    ),
+    *mutants_of(
+        "tiou", True, "_tiou.py",
+        ("lengths = tl.maximum(end_a - start_a, 0.0) +", "lengths = end_a - start_a +"),
+        tests=("nms",),
+    ),
+    *mutants_of(
+        "tiou", False, "_tiou.py",
+        ("np.maximum(end_a - start_a, 0) +", "(end_a - start_a) +"),
+        tests=("nms",),
+    ),
+    *mutants_of(
+        "rank", True, "_rank.py",
+        ("bits = (value + 0.0).to(", "bits = value.to("),
+        ("> MIN_SCORE_BITS) & (score == score)", ">= MIN_SCORE_BITS) & (score == score)"),
+        ("> MIN_SCORE_BITS) & (score == score)", "> MIN_SCORE_BITS)"),
+        ("finite = (tl.abs(start) <= FLOAT_MAX) & (tl.abs(end) <= FLOAT_MAX)", "finite = tl.abs(start) <= FLOAT_MAX"),
+        ("finite = (tl.abs(start) <= FLOAT_MAX) & (tl.abs(end) <= FLOAT_MAX)", "finite = tl.abs(end) <= FLOAT_MAX"),
+        ("(np.float32(value) + np.float32(0))", "(np.float32(value))"),
+        ("return bits ^ ((bits >> 31) & SIGN_CLEARED)", "return bits"),
+        ("return bits ^ ((bits >> 31) & 0x7FFFFFFF)", "return bits"),
+        tests=("nms", "soft_nms"),
+    ),
+    *mutants_of(
+        "rank", True, "_rank.py",
+        ("(position ^ ALL_POSITION_BITS).to(tl.int64)\n    return", "position.to(tl.int64)\n    return"),
+        tests=("nms",),
+    ),
+    # pairwise_tiou
+    *mutants_of(
+        "pairwise_tiou", True, "pairwise_tiou.py",
+        ("load_segment(a_ptr, row, row < n)", "load_segment(a_ptr, row, row < n - 1)"),
+        ("load_segment(b_ptr, column, column < m)", "load_segment(b_ptr, column, column < m - 1)"),
+        ("row[:, None] * m + column", "row[:, None] * n + column"),
+        ("triton.cdiv(m, BLOCK_M)", "max(1, m // BLOCK_M)"),
+        ("triton.cdiv(n, BLOCK_N)", "max(1, n // BLOCK_N)"),
+    ),
+    *mutants_of(
+        "pairwise_tiou", False, "pairwise_tiou.py",
+        ("finite_segments_numpy(b.float().numpy())", "finite_segments_numpy(b.half().float().numpy())"),
+        ("start_a[:, None], end_a[:, None], start_b, end_b)\n    return torch.from_numpy",
+         "start_b[:, None], end_b[:, None], start_a, end_a)\n    return torch.from_numpy"),
+    ),
+    # match
+    *mutants_of(
+        "match", True, "match.py",
+        ("closer = tiou > best_tiou", "closer = tiou >= best_tiou"),
+        ("best_tiou = tl.zeros_like(start)", "best_tiou = tl.zeros_like(start) - 1.0"),
+        ("for row in range(first, last):", "for row in range(first, last - 1):"),
+        ("for row in range(first, last):", "for row in range(first, last + 1):"),
+        ("index = tl.where(closer, row, index)", "index = tl.where(closer, row - first, index)"),
+        ("mask = anchor < anchors", "mask = anchor < anchors - 1"),
+        ("mask = anchor < anchors", "mask = anchor < anchors + 1"),
+        ("grid = (videos, triton.cdiv(count, BLOCK_A))", "grid = (videos, max(1, count // BLOCK_A))"),
+        ("index_ptr + video * anchors + anchor", "index_ptr + anchor"),
+    ),
+    *mutants_of(
+        "match", False, "match.py",
+        ("key |= (most - 1 - slot)[:, None]", "key |= slot[:, None]"),
+        ("key |= (most - 1 - slot)[:, None]\n", "\n"),
+        ("np.where(tiou[videos] > 0, closest, -1)", "closest"),
+        ("present = row < gt_offsets[videos + 1, None]", "present = row <= gt_offsets[videos + 1, None]"),
+        ("counts[order] > 0", "counts[order] > 1"),
+        ("order = order[size:]", "order = order[size + 1 :]"),
+        ("yield order[:size], most", "yield order[: size - 1], most"),
+        ("order = np.argsort(-counts,", "order = np.argsort(counts,"),
+        ("anchors[:, 0] - half_width", "anchors[:, 0] - anchors[:, 1]"),
+    ),
+    # assign
+    *mutants_of(
+        "assign", True, "assign.py",
+        ("foreground = intersection > FOREGROUND_THRESHOLD * union",
+         "foreground = intersection >= FOREGROUND_THRESHOLD * union"),
+        ("background = intersection < BACKGROUND_THRESHOLD * union",
+         "background = intersection <= BACKGROUND_THRESHOLD * union"),
+        ("foreground = intersection > FOREGROUND_THRESHOLD * union",
+         "foreground = intersection.to(tl.float64) > FOREGROUND_THRESHOLD * union.to(tl.float64)"),
+        ("background = intersection < BACKGROUND_THRESHOLD * union",
+         "background = intersection.to(tl.float64) < BACKGROUND_THRESHOLD * union.to(tl.float64)"),
+        ("foreground = intersection > FOREGROUND_THRESHOLD * union", "foreground = tiou > FOREGROUND_THRESHOLD"),
+        ("closer = tiou > best_tiou", "closer = tiou >= best_tiou"),
+        ("first + lowest", "lowest"),
+        ("for first in range(0, anchors, BLOCK):", "for first in range(0, anchors - BLOCK + 1, BLOCK):"),
+        ("load_anchor_as_segment(anchors_ptr, anchor, anchor < anchors)",
+         "load_anchor_as_segment(anchors_ptr, anchor, anchor < anchors - 1)"),
+        ("& (tiou > forced_tiou)", "& (tiou >= forced_tiou)"),
+        ("(tl.load(best_ptr + row) == anchor) & (tiou > forced_tiou)", "(tl.load(best_ptr + row) == anchor)"),
+        ("tiou = tl.where(is_forced, forced_tiou, tiou)", "pass"),
+        ("index = tl.where(is_forced, forced, index)", "pass"),
+        ("foreground = foreground | is_forced", "pass"),
+        ("mask=matched, other=-1)", "mask=matched, other=0)"),
+        ("matched = mask & (index >= 0)", "matched = mask & (index > 0)"),
+        ("tl.where(foreground, 1, tl.where(background, 0, -1))",
+         "tl.where(background, 0, tl.where(foreground, 1, -1))"),
+        ("tl.where(background, 0, -1)", "tl.where(background, -1, 0)"),
+        ("mask = anchor < anchors\n", "mask = anchor < anchors - 1\n"),
+    ),
+    *mutants_of(
+        "assign", False, "assign.py",
+        ("intersection > np.float32(foreground_threshold) * union",
+         "intersection >= np.float32(foreground_threshold) * union"),
+        ("intersection < np.float32(background_threshold) * union",
+         "intersection <= np.float32(background_threshold) * union"),
+        ("np.float32(foreground_threshold)", "np.float64(foreground_threshold)"),
+        ("np.float32(background_threshold)", "np.float64(background_threshold)"),
+        ("union[index < 0] = 1", "pass"),
+        ("np.lexsort((-np.arange(len(best)), best_tiou))", "np.lexsort((np.arange(len(best)), best_tiou))"),
+        ("np.lexsort((-np.arange(len(best)), best_tiou))", "np.lexsort((-np.arange(len(best)), -best_tiou))"),
+        ("best_tiou[rows_by_claim] > 0", "best_tiou[rows_by_claim] >= 0"),
+        ("tiou[place] = best_tiou[rows_by_claim]", "pass"),
+        ("range(0, len(gt_segments), size)", "range(0, len(gt_segments), size + 1)"),
+        ("np.append(labels_array, -1)", "np.append(labels_array, 0)"),
+        ("np.append(ends, np.float32(0))", "np.append(ends, np.float32(1))"),
+        ("] = True\n        targets = np.stack([gt_start[index], gt_end[index]], axis=-1)", "] = True"),
+        ("if force_match and index.size:", "if force_match:"),
+    ),
+    # decode
+    *mutants_of(
+        "decode", True, "decode.py",
+        ("rises = x > best", "rises = x >= best"),
+        ("label = tl.min(tl.where(best == top[None, :], label, classes), 0)",
+         "label = tl.max(tl.where(best == top[None, :], label, 0), 0)"),
+        ("x = tl.minimum(tl.where(x == x, x, minus_infinity), FLOAT_MAX)", "x = tl.where(x == x, x, minus_infinity)"),
+        ("decay = tl.where(x > minus_infinity, tl.exp(-tl.abs(x - best)), 0.0)", "decay = tl.exp(-tl.abs(x - best))"),
+        ("total = tl.where(rises, total * decay + 1.0, total + decay)",
+         "total = tl.where(rises, total + 1.0, total + decay)"),
+        ("tl.exp(best - top[None, :])", "1.0"),
+        ("tl.where(top > minus_infinity, tl.div_rn(1.0, total), 0.0)", "tl.div_rn(1.0, total)"),
+        ("mask = (index < classes)", "mask = (index <= classes)"),
+        ("for first in range(0, classes, BLOCK_CLASSES):", "for first in range(0, classes - 1, BLOCK_CLASSES):"),
+        ("(tile >= N1)", "(tile > N1)"),
+        ("(tile >= N7)", "(tile > N7)"),
+        ("(of_scale(scale, 0, T0, C2,", "(of_scale(scale, 0, T0, T0,"),
+        ("inside = cell < cells", "inside = cell < cells - 1"),
+        ("anchor_centre + CENTRE_SCALE * anchor_width", "anchor_centre + anchor_width"),
+        ("tl.exp(WIDTH_SCALE * width_offset)", "tl.exp(width_offset)"),
+        ("offsets_ptr + 2 * ratio * cells", "offsets_ptr + ratio * cells"),
+        ("valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)", "valid = tl.abs(centre) <= FLOAT_MAX"),
+        ("valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)", "valid = half_width == half_width"),
+        ("tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0)", "tl.maximum(centre - half_width, 0.0)"),
+        ("tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0)", "tl.maximum(centre + half_width, 0.0)"),
+        ("tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0)", "tl.minimum(centre + half_width, 1.0)"),
+        ("tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)",
+         "tl.div_rn(1.0, 1.0 + tl.exp(-overlap))"),
+        ('score = tl.where(valid, probability * overlap, float("-inf"))',
+         "score = tl.where(valid, probability * overlap, 0.0)"),
+    ),
+    *mutants_of(
+        "decode", False, "decode.py",
+        ("nan_to_num(nan=-torch.inf, posinf", "nan_to_num(nan=0.0, posinf"),
+        ("posinf=largest", "posinf=torch.inf"),
+        ("return probability.where(top > -torch.inf, 0.0), label", "return probability, label"),
+        ("if not top.isfinite().all():", "if top.isnan().any():"),
+        ("if not top.isfinite().all():", "if top.isinf().any():"),
+        (".unflatten(1, (ratios, -1)).permute(0, 3, 1, 2)", ".unflatten(1, (-1, ratios)).permute(0, 3, 2, 1)"),
+        ("p for p, _ in best], dim=1).repeat_interleave(ratios, dim=1)",
+         "p for p, _ in best], dim=1).repeat(1, ratios)"),
+        ("centre_scale * anchor_width * offset", "anchor_width * offset"),
+        ("(width_scale * offset[..., 1])", "(offset[..., 1])"),
+        ("valid = centre.isfinite() & ~half_width.isnan()", "valid = centre.isfinite()"),
+        ("valid = centre.isfinite() & ~half_width.isnan()", "valid = ~half_width.isnan()"),
+        (".clamp(0.0, 1.0)", ".clamp(min=0.0)"),
+        (".clamp(0.0, 1.0)", ".clamp(max=1.0)"),
+        ("overlap.sigmoid().nan_to_num(nan=0.0)", "overlap.sigmoid()"),
+        ("torch.where(valid, scores, -torch.inf)", "torch.where(valid, scores, 0.0)"),
+    ),
+    # nms, up to the limit of one launch
+    *mutants_of(
+        "nms", True, "nms.py",
+        ("over = intersection > TIOU_THRESHOLD * union", "over = intersection >= TIOU_THRESHOLD * union"),
+        ("over = intersection > TIOU_THRESHOLD * union",
+         "over = intersection.to(tl.float64) > TIOU_THRESHOLD * union.to(tl.float64)"),
+        ("over = over & (tl.load(ranked_labels_ptr + first + r) == label)", "pass"),
+        ("label = tl.load(labels_ptr + at, mask=alive, other=0).to(tl.int32)",
+         "label = tl.load(labels_ptr + at, mask=alive, other=0).to(tl.int16).to(tl.int32)"),
+        ("from_earlier_rows = overlaps & (bit - 1)", "from_earlier_rows = overlaps"),
+        ("changed = next_word ^ keep_word", "changed = 0"),
+        ("survives = tl.where(in_block, (keep_word & bit) != 0, (overlaps & keep_word) == 0)",
+         "survives = tl.where(in_block, (keep_word & bit) != 0, overlaps == 0)"),
+        ("column < first + 32", "column < first + 31"),
+        ("first += 32", "first += 31"),
+        ("live = tl.sum(alive.to(tl.int32), 0)", "live = tl.sum(alive.to(tl.int32), 0) - 1"),
+        ("(kept < outputs):", "(kept < outputs - 1):"),
+        ("mask=keep & (place < outputs)", "mask=keep"),
+        ("mask=keep & (place < outputs)", "mask=keep & (place < outputs - 1)"),
+        ("(column >= count)", "(column > count)"),
+        ("count = tl.minimum(kept, outputs)", "count = kept"),
+        ("inside = column < candidates", "inside = column < candidates - 1"),
+    ),
+    # nms beyond it
+    *mutants_of(
+        "nms_large", True, "nms_large.py",
+        ("over = (intersection > TIOU_THRESHOLD * union)", "over = (intersection >= TIOU_THRESHOLD * union)"),
+        ("struck = shared > TIOU_THRESHOLD * hull", "struck = shared >= TIOU_THRESHOLD * hull"),
+        ("over = (intersection > TIOU_THRESHOLD * union)",
+         "over = (intersection.to(tl.float64) > TIOU_THRESHOLD * union.to(tl.float64))"),
+        ("struck = shared > TIOU_THRESHOLD * hull",
+         "struck = shared.to(tl.float64) > TIOU_THRESHOLD * hull.to(tl.float64)"),
+        ("over = over & (label[:, None] == label[None, :])", "pass"),
+        ("struck = struck & (tl.load(ranked_labels_ptr + kept_row) == tile_label)", "pass"),
+        ("(r[:, None] < r[None, :])", "(r[:, None] <= r[None, :])"),
+        ("changed = next_word ^ keep_word", "changed = 0"),
+        ("(kept < outputs):", "(kept < outputs - 1):"),
+        ("mask=keep & (place < outputs)", "mask=keep"),
+        ("tl.minimum(kept, outputs)", "kept"),
+        ("for tile in range(first, live, BLOCK):", "for tile in range(first, live - BLOCK + 1, BLOCK):"),
+        ("for tile in range(first, live, BLOCK):", "for tile in range(first + 1, live, BLOCK):"),
+        ("for k in range(32):", "for k in range(31):"),
+        ("alive = alive & (struck == 0)", "alive = struck == 0"),
+        ("mask=column < candidates, other=NOT_A_CANDIDATE)", "mask=column < candidates, other=0)"),
+        ("live += tl.sum(alive.to(tl.int32), 0)", "live = tl.sum(alive.to(tl.int32), 0)"),
+        ("first += 32", "first += 31"),
+        ("key.sort(dim=1, descending=True)", "key.sort(dim=1)"),
+        ("rank_key(score, start, end, position, inside, MIN_SCORE_BITS), mask",
+         "rank_key(score, start, end, position % BLOCK, inside, MIN_SCORE_BITS), mask"),
+        tests=("nms",),
+    ),
+    # nms on a CPU
+    *mutants_of(
+        "nms", False, "_nms_numpy.py",
+        ("return intersection > threshold * union", "return intersection >= threshold * union"),
+        ("threshold = np.float32(tiou_threshold)", "threshold = np.float64(tiou_threshold)"),
+        ("(scores > np.float32(min_score))", "(scores >= np.float32(min_score))"),
+        ("(scores > np.float32(min_score))", "(scores > np.float64(min_score))"),
+        (" & np.isfinite(segments[..., 0])", ""),
+        (" & np.isfinite(segments[..., 1])", ""),
+        ("(values + np.float32(0)).view", "values.view"),
+        ("return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))", "return bits"),
+        ("descending | np.arange(scores.shape[1])", "descending | np.arange(scores.shape[1])[::-1]"),
+        (">= max_output\n", ">= max_output - 1\n"),
+        ("undecided = undecided[~hit]", "pass"),
+        ("kept.sort()", "pass"),
+        ("np.minimum(kept_counts, max_output)", "kept_counts"),
+        ("if (int(problem[-1]) + 1) * classes < 1 << 31:", "if True:"),
+        ("return np.unique(group, return_inverse=True)[1]", "return problem"),
+        ("group = problem * classes +", "group = problem * (classes - 1) +"),
+        ("return length * share + 2 * margin", "return length * share"),
+        ("return length * share + 2 * margin", "return 0.9 * length * share + 2 * margin"),
+        ("behind = _reach(rest, (1 - threshold) / max(threshold, np.float32(1e-30)))",
+         "behind = _reach(rest, 1 - threshold)"),
+        ("_reach(rest, np.float32(0)) + np.maximum(kept.end - kept.start, 0).max()", "_reach(rest, np.float32(1))"),
+        ("_key(rest.group, rest.start + _reach(rest, 1 - threshold))", "_key(rest.group, rest.start)"),
+        ("ordered.start + _reach(ordered, 1 - threshold)", "ordered.start"),
+        ("_pairs(near + 1, last)", "_pairs(near + 2, last)"),
+        ("limit *= WAVE_GROWTH", "pass"),
+        ("np.minimum(ends[0], ends[1]), np.maximum(ends[0], ends[1])", "ends[0], ends[1]"),
+        ("np.arange(done, ends[stop - 1])", "np.arange(0, ends[stop - 1] - done)"),
+        ("row = stop", "row = stop + 1"),
+        ("~(decided | dropped[winner] | dropped[loser])", "~(decided | dropped[loser])"),
+        ("dropped[loser[decided]] = True", "dropped[loser] = True"),
+    ),
+    # soft_nms
+    *mutants_of(
+        "soft_nms", True, "soft_nms.py",
+        ("tl.where(intersection > PARAMETER * union, decayed, score)",
+         "tl.where(intersection >= PARAMETER * union, decayed, score)"),
+        ("tl.where(intersection > PARAMETER * union, decayed, score)",
+         "tl.where(intersection.to(tl.float64) > PARAMETER * union.to(tl.float64), decayed, score)"),
+        ("tl.exp(tiou * tiou * (-1.0 / PARAMETER))", "tl.exp(tiou * (-1.0 / PARAMETER))"),
+        ("tl.exp(tiou * tiou * (-1.0 / PARAMETER))", "tl.exp(tiou * tiou * (-0.5 / PARAMETER))"),
+        ("decayed = tl.where(label == winner_label, decayed, score)", "pass"),
+        ("stays = open & is_above(decayed, MIN_SCORE_BITS)", "stays = open"),
+        ("tl.store(decayed_ptr + base + winner, minus_infinity)", "pass"),
+        ("        better = best > winner_score\n        winner =",
+         "        better = best >= winner_score\n        winner ="),
+        ("            better = best > winner_score\n            winner =",
+         "            better = best >= winner_score\n            winner ="),
+        ("        winner = tl.where(better, tile + at, winner)\n        winner_score",
+         "        winner = tl.where(better, at, winner)\n        winner_score"),
+        ("            winner = tl.where(better, tile + at, winner)\n            winner_score",
+         "            winner = tl.where(better, at, winner)\n            winner_score"),
+        ("(count < outputs):", "(count < outputs - 1):"),
+        ("tl.store(kept_scores_ptr + video * outputs + count, winner_score)",
+         "tl.store(kept_scores_ptr + video * outputs + count, tl.load(scores_ptr + base + winner))"),
+        ("score = tl.where(eligible, score, minus_infinity)", "pass"),
+        ("mask=inside, other=minus_infinity)", "mask=inside, other=9.0)"),
+        ("index = torch.full((videos, outputs), -1,", "index = torch.full((videos, outputs), 0,"),
+    ),
+    *mutants_of(
+        "soft_nms", False, "soft_nms.py",
+        ("over = intersection > np.float32(parameter) * union", "over = intersection >= np.float32(parameter) * union"),
+        ("over = intersection > np.float32(parameter) * union", "over = intersection > np.float64(parameter) * union"),
+        ("np.exp(-(tiou * tiou) / np.float32(parameter))", "np.exp(-tiou / np.float32(parameter))"),
+        ("after = np.where(labels == labels[videos, winner, None], after, decayed)", "pass"),
+        ("after[videos, winner] = closed", "pass"),
+        ("np.where(after > np.float32(min_score), after, closed)", "after"),
+        ("np.where(after > np.float32(min_score), after, closed)",
+         "np.where(after >= np.float32(min_score), after, closed)"),
+        ("(scores > np.float32(min_score))", "(scores >= np.float32(min_score))"),
+        (" & np.isfinite(segments[..., 0])", ""),
+        (" & np.isfinite(segments[..., 1])", ""),
+        ("count += found", "count += 1"),
+        ("kept_scores[found, pick] = winner_score[found]", "kept_scores[found, pick] = scores[videos, winner][found]"),
+        ("index = np.full((len(scores), max_output), -1,", "index = np.full((len(scores), max_output), 0,"),
+    ),
+    # resample
+    *mutants_of(
+        "resample", True, "resample.py",
+        ("tl.maximum(left, -1.0))", "left)"),
+        ("tl.minimum(right, 1.0))", "right)"),
+        ("tl.where(is_first, 1.0, 1.0 + 0.5 * (a + b))", "(1.0 + 0.5 * (a + b))"),
+        ("tl.where(is_last, 1.0, 1.0 - 0.5 * (a + b))", "(1.0 - 0.5 * (a + b))"),
+        ("is_last = row == 0, row == rows - 1\n    # Left", "is_last = row == 0, row == rows\n    # Left"),
+        ("tl.div_rn(STEPS * 1.0, rows.to(tl.float32))", "1.0"),
+        ("first = tl.maximum(2 * step.to(tl.int64) * rows - STEPS, 0) // (2 * STEPS)",
+         "first = tl.maximum(2 * step.to(tl.int64) * rows + STEPS, 0) // (2 * STEPS)"),
+        ("tl.cdiv(rows, STEPS) + 2", "tl.cdiv(rows, STEPS) + 1"),
+        ("support = tl.where(rows > 0, tl.cdiv(rows, STEPS) + 2, 0)", "support = rows // STEPS + 2"),
+        ("weight = tl.where(row < rows, bin_weight(", "weight = tl.where(row <= rows, bin_weight("),
+        ("(begin + row)[:, None] * dimension", "row[:, None] * dimension"),
+        ("mask = (step < STEPS)[:, None] & (channel < dimension)[None, :]",
+         "mask = (step < STEPS - 1)[:, None] & (channel < dimension)[None, :]"),
+        ("triton.cdiv(dimension, BLOCK_D))\n        kernel[grid](features", "1)\n        kernel[grid](features"),
+        ("triton.cdiv(steps, BLOCK_T)", "max(1, steps // BLOCK_T)"),
+    ),
+    *mutants_of(
+        "resample_backward", True, "resample.py",
+        ("first = tl.maximum((2 * row - 1) * STEPS, 0) // (2 * rows)",
+         "first = tl.maximum((2 * row + 1) * STEPS, 0) // (2 * rows)"),
+        ("(2 * STEPS + rows - 1) // rows, 0), 0) + 2", "(2 * STEPS + rows - 1) // rows, 0), 0)"),
+        ("(2 * STEPS + rows - 1) // rows, 0), 0) + 2", "(STEPS + rows - 1) // rows, 0), 0) + 2"),
+        ("tl.where(inside & (step < STEPS), bin_weight(", "tl.where(inside, bin_weight("),
+        ("row = at_row - begin", "row = at_row"),
+        ("gradient_ptr + (video * STEPS + step)", "gradient_ptr + step"),
+        ("right=True)", "right=False)"),
+        ("triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(dimension, BLOCK_D)", "triton.cdiv(rows, BLOCK_ROWS), 1"),
+        ("triton.cdiv(rows, BLOCK_ROWS)", "max(1, rows // BLOCK_ROWS)"),
+        tests=("resample",),
+    ),
+    *mutants_of(
+        "resample", False, "resample.py",
+        ("np.where(is_first, left, np.maximum(left, -1))", "left"),
+        ("np.where(is_last, right, np.minimum(right, 1))", "right"),
+        ("np.where(is_first, 1, 1 + (a + b) / 2)", "(1 + (a + b) / 2)"),
+        ("np.where(is_last, 1, 1 - (a + b) / 2)", "(1 - (a + b) / 2)"),
+        ("first = np.maximum(2 * step * rows - steps, 0)", "first = np.maximum(2 * step * rows + steps, 0)"),
+        ("- steps) // (2 * steps) + 1, rows - 1)", "- steps) // (2 * steps), rows - 1)"),
+        ("- steps) // (2 * steps) + 1, rows - 1)", "- steps) // (2 * steps) + 1, rows - 2)"),
+        ("np.repeat(offsets[:-1], steps)[bin_of]", "0"),
+        ("* (steps / rows)", ""),
+    ),
+    *mutants_of(
+        "resample_backward", False, "resample.py",
+        ("order = np.argsort(self.columns, kind=\"stable\")", "order = np.arange(len(self.columns))"),
+        ("self.weights[order])", "self.weights)"),
+        ("return _resample_backward(gradient.contiguous(), offsets, ctx.rows)",
+         "return 0.5 * _resample_backward(gradient.contiguous(), offsets, ctx.rows)"),
+        tests=("resample",),
+    ),
+]  # fmt: skip
+
+
+def check(mutants: list[Mutant]) -> list[str]:
+    """What is wrong with the table: texts that do not occur exactly once."""
+    wrong = []
+    for mutant in mutants:
+        occurrences = (ROOT / PACKAGE / mutant.file).read_text().count(mutant.old)
+        if occurrences != 1:
+            wrong.append(f"found {occurrences} times: {mutant}")
+    return wrong
+
+
+def tests_fail(tests: tuple[str, ...], on_gpu: bool, mutant: Mutant | None) -> bool:
+    """Whether the contract tests fail on a copy of the kernels with the mutation, or without one."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = Path(name)
+        for part in ("kernels", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        with (folder / CONTRACTS / "conftest.py").open("a") as conftest:
+            conftest.write(WITHOUT_SHRINKING)
+        if mutant:
+            file = folder / PACKAGE / mutant.file
+            file.write_text(file.read_text().replace(mutant.old, mutant.new))
+        paths = [CONTRACTS / f"test_{test}.py" for test in ("survivors", *tests)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(folder / "kernels"),
+            "OMP_NUM_THREADS": "1",
+            "TRITON_INTERPRET": "1" if on_gpu else "0",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *paths]
+        try:
+            result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return True
+        return result.returncode != 0
+
+
+def main() -> int:
+    """Run the chosen mutants and report; see the module's docstring for the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="mutants of this op", choices=sorted({mutant.op for mutant in MUTANTS}))
+    parser.add_argument("--jobs", type=int, default=1, help="mutants tested at a time")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if arguments.only in (None, mutant.op)]
+    wrong = check(MUTANTS)
+    if not wrong:
+        suites = sorted({(mutant.tests, mutant.on_gpu) for mutant in chosen})
+        wrong = [f"fails without a mutation: {suite}" for suite in suites if tests_fail(*suite, None)]
+    if wrong:
+        print(*wrong, sep="\n")
+        return 2
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = []
+        for mutant, killed in zip(
+            chosen, pool.map(lambda mutant: tests_fail(mutant.tests, mutant.on_gpu, mutant), chosen), strict=True
+        ):
+            outcomes.append(killed)
+            print("killed  " if killed else "SURVIVED", mutant, flush=True)
+    print(f"{sum(outcomes)} of {len(outcomes)} mutants killed")
+    return 0 if all(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
