@@ -447,7 +447,7 @@ def tests_fail(tests: tuple[str, ...], on_gpu: bool, mutant: Mutant | None) -> b
         if mutant:
             file = folder / PACKAGE / mutant.file
             file.write_text(file.read_text().replace(mutant.old, mutant.new))
-        paths = [CONTRACTS / f"test_{test}.py" for test in ("survivors", *tests)]
+        paths = [CONTRACTS / f"test_{test}.py" for test in ("edges_of_tiles_and_blocks", *tests)]
         environment = {
             **os.environ,
             "PYTHONPATH": str(folder / "kernels"),

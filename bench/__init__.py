@@ -1,0 +1,1 @@
+"""Benchmarks: one suite an op on the CPU (`bench_*.py`), one script for a GPU (`gpu.sh`), recorded results."""

@@ -1,0 +1,40 @@
+"""`assign` on a CPU: kind, label and target of every anchor of a batch.
+
+python -m pytest bench/bench_assign.py
+"""
+
+import functools
+
+import ahernet_kernels as kernels
+import pytest
+
+from bench import cases
+from bench.contest import Contest
+from bench.peers import assignment
+
+CASES = {"small": (4, 5), "design": (256, 25)}  # videos, most ground truths of one
+WAYS = ("ahernet", "torch broadcast", "torch, video by video", "numpy, truth by truth")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def contest(request):
+    videos, most = CASES[request.param]
+    anchors = cases.anchors()
+    gt_segments, gt_labels, gt_offsets = cases.ground_truths(videos, most)
+
+    def after(match, *settings):
+        return assignment.assigned(anchors, gt_segments, gt_labels, match(anchors, gt_segments, gt_offsets, *settings))
+
+    ways = {
+        "ahernet": functools.partial(kernels.assign, anchors, gt_segments, gt_labels, gt_offsets),
+        "torch broadcast": functools.partial(after, assignment.match_broadcast, most),
+        "torch, video by video": functools.partial(after, assignment.match_torch_loop),
+        "numpy, truth by truth": functools.partial(after, assignment.match_numpy_loop),
+    }
+    sizes = {"videos": videos, "anchors": cases.ANCHORS, "most_ground_truths": most}
+    return Contest(f"assign, {request.param}", sizes, ways)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_assign(race, contest, way):
+    race(contest, way)

@@ -1,0 +1,36 @@
+"""`match` on a CPU: every anchor of a batch against its video's ground truths.
+
+python -m pytest bench/bench_match.py
+"""
+
+import functools
+
+import ahernet_kernels as kernels
+import pytest
+
+from bench import cases
+from bench.contest import Contest
+from bench.peers import assignment
+
+CASES = {"small": (4, 5), "design": (256, 25)}  # videos, most ground truths of one
+WAYS = ("ahernet", "torch broadcast", "torch, video by video", "numpy, truth by truth")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def contest(request):
+    videos, most = CASES[request.param]
+    gt_segments, _, gt_offsets = cases.ground_truths(videos, most)
+    arguments = (cases.anchors(), gt_segments, gt_offsets)
+    ways = {
+        "ahernet": functools.partial(kernels.match, *arguments),
+        "torch broadcast": functools.partial(assignment.match_broadcast, *arguments, most),
+        "torch, video by video": functools.partial(assignment.match_torch_loop, *arguments),
+        "numpy, truth by truth": functools.partial(assignment.match_numpy_loop, *arguments),
+    }
+    sizes = {"videos": videos, "anchors": cases.ANCHORS, "most_ground_truths": most}
+    return Contest(f"match, {request.param}", sizes, ways)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_match(race, contest, way):
+    race(contest, way)

@@ -1,0 +1,185 @@
+"""Times on a GPU: CUDA-graph replays with a cold and a hot cache, eager calls, launches, and the device's ceilings.
+
+A graph of many calls has no gaps between launches, so that a replay divided by its calls is the kernels' own time.
+Cold: the calls rotate over copies of the inputs, outputs kept, that together exceed three times the L2 cache.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+ROUNDS = 20
+GRAPH_SECONDS = 1e-3  # the least that one replay should take: its launch is then hidden
+MOST_CALLS = 100
+L2_MULTIPLE = 3
+MOST_COLD_SECONDS = 0.3  # of one replay: where the copies take longer, the cache matters little
+SLOW_SECONDS = 0.2  # a call that takes longer is repeated a few times only
+COPY_BYTES = 1 << 31
+MATRIX_SIZE = 8192
+
+Call = Callable[..., Any]
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in a nest of lists and tuples."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def copies_needed(bytes_of_one: int, cache_bytes: int) -> int:
+    """How many copies of a working set together exceed the cache `L2_MULTIPLE` times."""
+    return math.ceil(L2_MULTIPLE * cache_bytes / max(bytes_of_one, 1)) if bytes_of_one else 1
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median, 20 % and 80 % quantiles in microseconds, and how many times they are of."""
+    low, median, high = torch.tensor(seconds, dtype=torch.float64).quantile(
+        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    return {
+        "median_us": median.item() * 1e6,
+        "q20_us": low.item() * 1e6,
+        "q80_us": high.item() * 1e6,
+        "n": len(seconds),
+    }
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph of some calls, with the inputs that it reads at every replay."""
+
+    graph: torch.cuda.CUDAGraph
+    sets: list[tuple[Any, ...]]
+    calls: int
+
+    def seconds(self) -> float:
+        """The time of one replay."""
+        return between_events(self.graph.replay)
+
+
+class DeviceTimer:
+    """Times calls on the current CUDA device."""
+
+    def __init__(self) -> None:
+        self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+
+    def replays(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, dict[str, float]]]:
+        """Quantiles of a call's time by name, with a cold and a hot cache; the names take turns."""
+        graphs: dict[tuple[str, str], Captured] = {}
+        for name, call in calls.items():
+            try:
+                graphs |= {(name, mode): graph for mode, graph in self._graphs(call, arguments).items()}
+            except RuntimeError as error:
+                print(f"{name} cannot be captured: {str(error).splitlines()[0]}", flush=True)
+        for graph in graphs.values():
+            graph.seconds()
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in graphs}
+        for _ in range(ROUNDS):
+            for key, graph in graphs.items():
+                times[key].append(graph.seconds() / graph.calls)
+        return {
+            name: {mode: quantiles(times[name, mode]) for mode in ("cold", "hot") if (name, mode) in times}
+            for name in calls
+        }
+
+    def _graphs(self, call: Call, arguments: tuple[Any, ...]) -> dict[str, Captured]:
+        once = captured(call, [arguments], 1)
+        seconds = max(1e-6, min(once.seconds() for _ in range(4)))
+        repeats = min(MOST_CALLS, math.ceil(GRAPH_SECONDS / seconds))
+        graphs = {"hot": captured(call, [arguments], repeats)}
+        copies = copies_needed(tensor_bytes(arguments) + tensor_bytes(call(*arguments)), self.cache_bytes)
+        if copies * seconds <= MOST_COLD_SECONDS:
+            sets = [arguments, *(_copied(arguments) for _ in range(copies - 1))]
+            graphs["cold"] = captured(call, sets, max(repeats, copies))
+        return graphs
+
+    def eager(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, float]]:
+        """Quantiles of the time from one eager call to the next by name, dispatch included; the names take turns."""
+        for call in calls.values():
+            call(*arguments)
+        first = {name: wall_seconds(call, arguments, 1) for name, call in calls.items()}
+        rounds = 3 if max(first.values()) > SLOW_SECONDS else ROUNDS
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                repeats = 1 if first[name] > SLOW_SECONDS / 10 else 20
+                times[name].append(wall_seconds(call, arguments, repeats))
+        return {name: quantiles(seconds) for name, seconds in times.items()}
+
+    def launches(self, call: Call, arguments: tuple[Any, ...]) -> int | None:
+        """How many kernels and fills one call starts; None where the profiler sees nothing."""
+        torch.cuda.synchronize()
+        try:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                call(*arguments)
+                torch.cuda.synchronize()
+        except RuntimeError:
+            return None
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
+
+    def ceilings(self) -> dict[str, float]:
+        """Bytes a second of a copy on the device (read and written) and bf16 operations a second."""
+        source = torch.randn(COPY_BYTES // 4, device="cuda")
+        target = torch.empty_like(source)
+        a, b = (torch.randn((MATRIX_SIZE,) * 2, device="cuda").bfloat16() for _ in range(2))
+        product = torch.empty_like(a)
+        copies = warm_times(lambda: target.copy_(source))
+        products = warm_times(lambda: torch.mm(a, b, out=product))
+        return {
+            "copy_bytes_per_second": 2 * COPY_BYTES / (quantiles(copies)["median_us"] * 1e-6),
+            "bf16_operations_per_second": 2 * MATRIX_SIZE**3 / (quantiles(products)["median_us"] * 1e-6),
+        }
+
+
+def captured(call: Call, sets: list[tuple[Any, ...]], calls: int) -> Captured:
+    """Capture calls that rotate over `sets`, each with outputs of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call(*sets[0])
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    held: deque[Any] = deque(maxlen=len(sets) - 1)  # while outputs are held, the next ones lie elsewhere
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            held.append(call(*sets[i % len(sets)]))
+    return Captured(graph, sets, calls)
+
+
+def between_events(call: Call) -> float:
+    """Seconds the device takes for what a call puts on the current stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
+def warm_times(call: Call) -> list[float]:
+    """Device times of a call after three that do not count."""
+    for _ in range(3):
+        call()
+    return [between_events(call) for _ in range(ROUNDS)]
+
+
+def wall_seconds(call: Call, arguments: tuple[Any, ...], repeats: int) -> float:
+    """Time from one call to the next, until the device has done them all."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call(*arguments)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def _copied(arguments: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)

@@ -1,0 +1,35 @@
+"""Decoding as model code has it: permuted, concatenated, a whole softmax; returns what `ahernet_kernels` does."""
+
+import torch
+from torch import Tensor
+
+
+def per_anchor(per_scale: list[Tensor], channels: int) -> Tensor:
+    """(B, D * channels, T_j) of all scales -> (B, A, channels)."""
+    flat = [x.transpose(1, 2).reshape(x.shape[0], -1, channels) for x in per_scale]
+    return torch.cat(flat, dim=1).float()
+
+
+def decode(
+    logits: list[Tensor], offsets: list[Tensor], overlaps: list[Tensor], anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All videos at once; on any device."""
+    ratios = overlaps[0].shape[1]
+    probabilities = per_anchor(logits, logits[0].shape[1]).softmax(dim=-1)
+    best, label = (x.repeat_interleave(ratios, dim=1) for x in probabilities.max(dim=-1))
+    dc, dw = per_anchor(offsets, 2).unbind(-1)
+    centre = anchors[:, 0] + anchors[:, 1] * dc
+    half_width = 0.5 * anchors[:, 1] * dw.exp()
+    segments = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0, 1)
+    return segments, best * per_anchor(overlaps, 1)[..., 0].sigmoid(), label
+
+
+def decode_loop(
+    logits: list[Tensor], offsets: list[Tensor], overlaps: list[Tensor], anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One video after the other."""
+    videos = [
+        decode(*([x[video : video + 1] for x in scales] for scales in (logits, offsets, overlaps)), anchors)
+        for video in range(len(logits[0]))
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*videos, strict=True))
