@@ -406,7 +406,7 @@ def _run_plot(parsed: Namespace) -> None:
 
 COMMANDS = {
     "demo": Command(
-        help="see everything work on a small rendered world, in about a minute",
+        help="see everything work on a small rendered world, in half a minute",
         description=(
             "Render a small world of features, train on it, localize, evaluate and draw pictures.\n"
             "Needs no data and no GPU."

@@ -1,4 +1,4 @@
-"""The demonstration: all steps on a small rendered world, from features to pictures, in about a minute."""
+"""The demonstration: all steps on a small rendered world, from features to pictures, in half a minute."""
 
 import json
 import shlex
