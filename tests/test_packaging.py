@@ -21,9 +21,16 @@ def test_both_packages_import_from(place, tmp_path):
     assert python("import ahernet, ahernet_kernels; print(ahernet.__version__)", folder) == "0.1.0"
 
 
-def test_a_package_called_kernels_is_never_ours():
+def test_our_folder_called_kernels_is_no_package():
     found = python("from importlib.util import find_spec as f; s = f('kernels'); print(s.origin if s else None)", ROOT)
     assert found == "None" or "site-packages" in found
+
+
+def test_another_package_called_kernels_wins_even_in_the_repository(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("whose = 'theirs'")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.whose)"
+    assert python(code, ROOT) == "theirs"
 
 
 def test_the_kernels_do_not_know_the_model():
