@@ -6,6 +6,7 @@ from typing import Any
 
 import ahernet_kernels
 import torch
+from ahernet_kernels.nms import ONE_LAUNCH_LIMIT
 
 CELLS = (8, 4, 2, 1)
 
@@ -33,6 +34,9 @@ def samples() -> dict[str, Sample]:
     scores = torch.rand((videos, size), generator=generator)
     labels = torch.randint(0, 2, (videos, size), generator=generator)
 
+    many = ONE_LAUNCH_LIMIT + 76
+    many_segments, many_scores = boxes(generator, 1, many), torch.rand((1, many), generator=generator)
+
     def per_scale(channels: int) -> list[torch.Tensor]:
         return [torch.randn((videos, channels, length), generator=generator) for length in CELLS]
 
@@ -46,6 +50,7 @@ def samples() -> dict[str, Sample]:
         "match": (ahernet_kernels.match, (anchors, gt_segments, gt_offsets)),
         "nms": (ahernet_kernels.nms, (segments, scores, labels, 0.5, 10, 0.1)),
         "nms_agnostic": (ahernet_kernels.nms, (segments, scores, None, 0.5, 10)),
+        "nms_large": (ahernet_kernels.nms, (many_segments, many_scores, None, 0.5, 10, 0.1)),
         "pairwise_tiou": (ahernet_kernels.pairwise_tiou, (segments[0], segments[1])),
         "resample": (ahernet_kernels.resample, (features, torch.tensor([0, 4, 9]), 8)),
         "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
