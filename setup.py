@@ -39,8 +39,11 @@ setup(
     python_requires=">=3.11",
     packages=[
         "ahernet",
+        "ahernet.commands",
         "ahernet.data",
         "ahernet.evaluation",
+        "ahernet.experiments",
+        "ahernet.inference",
         "ahernet.model",
         "ahernet.training",
         "ahernet_kernels",

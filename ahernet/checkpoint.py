@@ -38,17 +38,21 @@ class Checkpoint:
     Attributes:
         config: settings of the run that made it.
         classes: (C,) names.
+        moment_classes: those of them that the run learnt from moments.
         model: the network, on the CPU, in evaluation mode.
         source: the folder that it was read from; messages name it.
     """
 
     config: Config
     classes: tuple[str, ...]
+    moment_classes: tuple[str, ...]
     model: Localizer
     source: Path
 
 
-def save_checkpoint(folder: Path, config: Config, classes: Sequence[str], model: Localizer) -> None:
+def save_checkpoint(
+    folder: Path, config: Config, classes: Sequence[str], model: Localizer, moment_classes: Sequence[str] = ()
+) -> None:
     """Write a checkpoint into `folder` (created if need be) in place of the one that is there.
 
     Raises:
@@ -66,6 +70,7 @@ def save_checkpoint(folder: Path, config: Config, classes: Sequence[str], model:
         "version": FORMAT_VERSION,
         "preset": config.preset,
         "classes": list(classes),
+        "moment_classes": list(moment_classes),
         "weights": {"file": weights_path.name, "sha256": digest},
         "versions": {"ahernet": ahernet.__version__, **_installed("torch", "triton", "numpy")},
         "config": config_to_dict(config),
@@ -90,6 +95,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     classes = _entry(description, "classes", list, path)
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or not classes:
         raise UserError(f"{path}: classes: expected a list of different names")
+    moment_classes = description.get("moment_classes", [])
+    if not isinstance(moment_classes, list) or not all(name in classes for name in moment_classes):
+        raise UserError(f"{path}: moment_classes: expected a list of names that are in classes")
     weights_path, state = _read_weights(folder, _entry(description, "weights", dict, path), path)
     try:
         # Tensors without memory: settings that ask for more than the weights hold must not allocate it.
@@ -101,7 +109,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     _check_values(state, weights_path)
     model = Localizer(config.model, len(classes))
     model.load_state_dict(state)
-    return Checkpoint(config, tuple(classes), model.eval(), folder)
+    return Checkpoint(config, tuple(classes), tuple(moment_classes), model.eval(), folder)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

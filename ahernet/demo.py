@@ -15,11 +15,11 @@ from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import AveragePrecision, average_precision
 from ahernet.evaluation.report import format_report, report_dictionary
 from ahernet.files import make_folder, replace_when_complete
-from ahernet.inference import localize
+from ahernet.inference.localize import localize
 from ahernet.rendered import WorldConfig, write_world
 from ahernet.timelines import draw_timelines
 from ahernet.training.loss_log import CURVE_NAME
-from ahernet.training.supervised import train
+from ahernet.training.trainer import train
 
 MARKER = "ahernet-demo.json"  # says that a folder is the demonstration's own, to be written again
 REPEATED = "again"  # where the commands that it prints write to

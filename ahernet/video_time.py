@@ -16,3 +16,25 @@ def seconds_to_unit(segments: NDArray[np.floating], durations: NDArray[np.floati
 def unit_to_seconds(segments: NDArray[np.floating], durations: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """Map segments in [0, 1] of the video (..., 2) to seconds; durations broadcast to (...)."""
     return np.asarray(segments, np.float64) * np.asarray(durations, np.float64)[..., None]
+
+
+def unit_to_rows(
+    segments: NDArray[np.floating], lengths: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the feature rows of segments in [0, 1] of the video (N, 2): those whose centre lies inside.
+
+    Row i of a video of L rows is centred at (i + 0.5) / L. A segment that holds no centre gets the row that its
+    middle lies in, so that none is empty.
+
+    Args:
+        segments: (N, 2) start, end, in [0, 1].
+        lengths: (N,) rows of the video of each.
+
+    Returns:
+        (N,) first row and (N,) row after the last.
+    """
+    edges = np.asarray(segments, np.float64) * np.asarray(lengths)[:, None]
+    first, last = np.ceil(edges - 0.5).astype(np.int64).T
+    middle = np.clip(np.floor(edges.mean(axis=1)).astype(np.int64), 0, lengths - 1)
+    empty = last <= first
+    return np.where(empty, middle, first), np.where(empty, middle + 1, last)

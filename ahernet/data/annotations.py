@@ -86,6 +86,23 @@ class Annotations:
             raise UserError(f"{self.source}: no video of subset {subset!r}, it has {there}")
         return Annotations(videos, self.source)
 
+    def of_classes(self, classes: Iterable[str]) -> "Annotations":
+        """Return the instances of some classes, and the videos that have any.
+
+        Raises:
+            UserError: there is none.
+        """
+        wanted = frozenset(classes)
+        videos: dict[str, VideoAnnotations] = {}
+        for key, video in self.videos.items():
+            rows = [row for row, label in enumerate(video.labels) if label in wanted]
+            if rows:
+                labels = tuple(video.labels[row] for row in rows)
+                videos[key] = replace(video, segments=video.segments[rows], labels=labels)
+        if not videos:
+            raise UserError(f"{self.source}: no video has an instance of {', '.join(sorted(wanted)):.200}")
+        return Annotations(videos, self.source)
+
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes that occur, sorted."""
         return tuple(sorted({label for video in self.videos.values() for label in video.labels}))
@@ -116,8 +133,8 @@ def read_annotations(path: Path, categories: Path | None = None, subsets: Path |
         UserError: a file is missing, unreadable or malformed; the message names file and video.
     """
     path = Path(path)
-    names = None if categories is None else _read_categories(Path(categories))
-    text = _read_text(path)
+    names = None if categories is None else read_class_names(Path(categories))
+    text = read_text(path)
     if text.lstrip()[:1] in ("{", "["):
         videos = _from_json(path, text, names)
     elif names is None:
@@ -223,7 +240,7 @@ def find_annotation_problems(annotations: Annotations) -> list[Problem]:
     return problems
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Return the UTF-8 text of a plain or gzip-compressed file."""
     try:
         with path.open("rb") as file:
@@ -242,8 +259,13 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
-def _read_categories(path: Path) -> list[str]:
-    names = [line.strip() for line in _read_text(path).split("\n")]
+def read_class_names(path: Path) -> list[str]:
+    """Read class names, one a line.
+
+    Raises:
+        UserError: the file is missing or unreadable, a line is empty or a name occurs twice.
+    """
+    names = [line.strip() for line in read_text(path).split("\n")]
     while names and not names[-1]:
         names.pop()
     if not names or "" in names:
@@ -361,7 +383,7 @@ def _from_table(path: Path, text: str, names: list[str]) -> dict[str, VideoAnnot
 
 
 def _with_subsets(path: Path, videos: dict[str, VideoAnnotations], subsets: Path) -> dict[str, VideoAnnotations]:
-    table = csv.DictReader(io.StringIO(_read_text(subsets)))
+    table = csv.DictReader(io.StringIO(read_text(subsets)))
     try:
         rows = list(table)
     except csv.Error as error:

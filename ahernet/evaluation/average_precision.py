@@ -8,17 +8,21 @@ at once by deferred acceptance (`_match`).
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from ahernet.data.annotations import Annotations, match_video_ids
+from ahernet.data.annotations import Annotations
 from ahernet.data.detections import Detections
 from ahernet.errors import UserError
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from ahernet.evaluation.ground_truth import (
+    Floats,
+    Integers,
+    checked_thresholds,
+    pair_videos,
+    rows_of_one_key,
+    truth_columns,
+)
 
 TIOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 TIOU_THRESHOLDS.setflags(write=False)
@@ -103,35 +107,32 @@ def average_precision(
         UserError: no ground truth at all, or a detection whose label is no class of the ground truth.
         ValueError: thresholds that are not a list of numbers in (0, 1].
     """
-    limits = np.asarray(thresholds, dtype=np.float64)
-    if limits.ndim != 1 or not limits.size or not ((limits > 0) & (limits <= 1)).all():
-        raise ValueError(f"thresholds: expected a list of numbers in (0, 1], got {thresholds!r}")
+    limits = checked_thresholds(thresholds)
+    truth_video, truth_segments = truth_columns(annotations)
     classes = annotations.classes()
-    if not classes:
-        raise UserError(f"{annotations.source}: no annotated instance to score against")
-    truth_group, truth_segments = _truth_columns(annotations, classes)
+    row_of = {name: row for row, name in enumerate(classes)}
+    truth_label = np.array([row_of[name] for video in annotations.videos.values() for name in video.labels], np.int64)
     label = _truth_labels(detections, annotations, classes)[detections.label]
-    own_ids = match_video_ids(list(annotations.videos), detections.video_ids)
+    videos = pair_videos(detections, annotations)
 
     found_label, hits = _ranked_hits(
         detections,
         label,
-        _truth_videos(detections, annotations, own_ids)[detections.video] * len(classes) + label,
-        truth_group,
+        videos.row[detections.video] * len(classes) + label,
+        truth_video * len(classes) + truth_label,
         truth_segments,
         limits,
     )
-    instances = np.bincount(truth_group % len(classes), minlength=len(classes))
-    known = set(own_ids.values())
+    instances = np.bincount(truth_label, minlength=len(classes))
     return AveragePrecision(
         classes=classes,
         thresholds=limits,
         per_class=_area_under_envelope(found_label, hits, instances, len(limits)),
         instances=instances,
         detections=np.bincount(label, minlength=len(classes)),
-        scored=tuple(video_id for video_id in annotations.videos if video_id in own_ids),
-        missing=tuple(video_id for video_id in annotations.videos if video_id not in own_ids),
-        unknown=tuple(video_id for video_id in detections.video_ids if video_id not in known),
+        scored=videos.scored,
+        missing=videos.missing,
+        unknown=videos.unknown,
     )
 
 
@@ -149,16 +150,6 @@ def pair_tiou(first: Floats, second: Floats) -> Floats:
     return tiou
 
 
-def _truth_columns(annotations: Annotations, classes: tuple[str, ...]) -> tuple[Integers, Floats]:
-    """Return group (video * C + class) and segment of every ground truth."""
-    row_of = {name: row for row, name in enumerate(classes)}
-    videos = list(annotations.videos.values())
-    video = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
-    label = np.array([row_of[name] for video in videos for name in video.labels], dtype=np.int64)
-    segments = np.concatenate([np.asarray(video.segments, np.float64).reshape(-1, 2) for video in videos])
-    return video * len(classes) + label, segments
-
-
 def _truth_labels(detections: Detections, annotations: Annotations, classes: tuple[str, ...]) -> Integers:
     """Return for each class of the detections its row in `classes`, -1 for unused strangers."""
     row_of = {name: row for row, name in enumerate(classes)}
@@ -171,12 +162,6 @@ def _truth_labels(detections: Detections, annotations: Annotations, classes: tup
                 f"label {name!r} ({use:,} detections): not a class of the ground truth in {annotations.source}; {hint}"
             )
     return np.array([row_of.get(name, -1) for name in detections.classes], dtype=np.int64)
-
-
-def _truth_videos(detections: Detections, annotations: Annotations, own_ids: dict[str, str]) -> Integers:
-    """Return for each video of the detections its row in the annotations, -1 if it has none."""
-    row_of = {own_ids[name]: row for row, name in enumerate(annotations.videos) if name in own_ids}
-    return np.array([row_of.get(name, -1) for name in detections.video_ids], dtype=np.int64)
 
 
 def _ranked_hits(
@@ -207,15 +192,7 @@ def _pairs(
 
     `truth_group` is sorted. A tiou of 0 / 0 becomes infinity: it matches always and is tried first.
     """
-    first = np.searchsorted(truth_group, group, side="left")
-    count = np.searchsorted(truth_group, group, side="right") - first
-    block = np.cumsum(count) // PAIRS_AT_ONCE
-    bounds = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
-    for start, stop in pairwise(bounds.tolist()):
-        repeats = count[start:stop]
-        rank = np.repeat(np.arange(start, stop), repeats)
-        within = np.arange(len(rank)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        truth = first[rank] + within
+    for rank, truth in rows_of_one_key(group, truth_group, PAIRS_AT_ONCE):
         tiou = pair_tiou(segments[rank], truth_segments[truth])
         tiou[np.isnan(tiou)] = np.inf
         kept = tiou >= minimum

@@ -1,4 +1,4 @@
-"""Average precision as text for a terminal and as a dictionary for a JSON file."""
+"""Average precision and recall as text for a terminal and as a dictionary for a JSON file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ahernet.evaluation.average_precision import AveragePrecision
+from ahernet.evaluation.average_recall import AverageRecall
 
 SHOWN_THRESHOLDS = (0.50, 0.75, 0.95)
+SHOWN_PROPOSALS = (1, 10, 100)  # per video on average
 NAME_WIDTH = 40
 LISTED_IDS = 3
 
@@ -32,12 +34,13 @@ def coverage(result: AveragePrecision) -> str:
     return "; ".join(parts)
 
 
-def format_report(result: AveragePrecision, groups: Groups | None = None) -> str:
-    """Return the coverage line and a table of the classes, best first, then the means (AP in percent).
+def format_report(result: AveragePrecision, groups: Groups | None = None, recall: AverageRecall | None = None) -> str:
+    """Return the coverage line and a table of the classes, best first, then the means (AP and AR in percent).
 
     Args:
         result: what `average_precision` returned.
         groups: class subsets to give means for, beside the mean over all classes.
+        recall: what `average_recall` returned for the same detections; adds a last line.
 
     Raises:
         UserError: a group none of whose classes occurs in the ground truth.
@@ -75,11 +78,19 @@ def format_report(result: AveragePrecision, groups: Groups | None = None) -> str
     widths = [max(map(len, column)) for column in zip(header, *rows, *means, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     table = [_line(header, widths), rule, *(_line(row, widths) for row in rows), rule]
-    return "\n".join([coverage(result), "", *table, *(_line(row, widths) for row in means)])
+    proposals = [] if recall is None else [_proposals_line(recall)]
+    return "\n".join([coverage(result), "", *table, *(_line(row, widths) for row in means), *proposals])
 
 
-def report_dictionary(result: AveragePrecision, groups: Groups | None = None) -> dict[str, Any]:
-    """Return the whole result as plain data for JSON; AP as fractions, classes in alphabetical order.
+def report_dictionary(
+    result: AveragePrecision, groups: Groups | None = None, recall: AverageRecall | None = None
+) -> dict[str, Any]:
+    """Return the whole result as plain data for JSON; AP and AR as fractions, classes in alphabetical order.
+
+    Args:
+        result: what `average_precision` returned.
+        groups: class subsets to give means for, beside the mean over all classes.
+        recall: what `average_recall` returned for the same detections; adds the entry "proposals".
 
     Raises:
         UserError: a group none of whose classes occurs in the ground truth.
@@ -104,6 +115,7 @@ def report_dictionary(result: AveragePrecision, groups: Groups | None = None) ->
             "missing": list(result.missing),
             "unknown": list(result.unknown),
         },
+        **({} if recall is None else {"proposals": _proposals(recall)}),
     }
 
 
@@ -112,6 +124,28 @@ def _means(result: AveragePrecision) -> dict[str, Any]:
         "classes": len(result.classes),
         "mean_average_precision": _rounded(result.mean_per_threshold),
         "average": round(result.mean, 9),
+    }
+
+
+def _proposals(recall: AverageRecall) -> dict[str, Any]:
+    return {
+        "average_recall": {str(number): round(value, 9) for number, value in _shown_recall(recall).items()},
+        "area": round(recall.area, 9),
+    }
+
+
+def _proposals_line(recall: AverageRecall) -> str:
+    shown = [f"AR@{number} {_percent(value)}" for number, value in _shown_recall(recall).items()]
+    return "proposals: " + ", ".join([*shown, f"AUC {_percent(recall.area)} %"])
+
+
+def _shown_recall(recall: AverageRecall) -> dict[int, float]:
+    """Return AR by number of proposals, for the usual numbers that are points of the curve."""
+    averages = recall.average_recall
+    return {
+        number: float(averages[point])
+        for number in SHOWN_PROPOSALS
+        for point in np.flatnonzero(np.isclose(recall.proposals_per_video, number))
     }
 
 

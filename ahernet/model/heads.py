@@ -18,6 +18,14 @@ class ClassWeights(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
 
+    def select(self, rows: Tensor) -> "ClassWeights":
+        """Return the weights of some classes: those in the given rows (K,) int64, in this order."""
+        return ClassWeights([weight[rows] for weight in self.weights], [bias[rows] for bias in self.biases])
+
+    def detach(self) -> "ClassWeights":
+        """Return the same numbers as constants, through which no gradient reaches what they came from."""
+        return ClassWeights([weight.detach() for weight in self.weights], [bias.detach() for bias in self.biases])
+
 
 class ProposalHeads(nn.Module):
     """Convolutions of width 3 that predict, for every anchor, two offsets and the overlap."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ahernet.data.annotations import Annotations, VideoAnnotations, match_video_ids
 from ahernet.data.archive import FeatureArchive
+from ahernet.device import to_device
 from ahernet.errors import UserError
 from ahernet.training.losses import GroundTruth
 from ahernet.video_time import seconds_to_unit
@@ -74,13 +75,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
-        if device.type == "cpu":
-            return self
         return Batch(
             self.video_ids,
-            _move(self.rows, device),
-            _move(self.offsets, device),
-            GroundTruth(*(_move(tensor, device) for tensor in self.ground_truth)),
+            to_device(self.rows, device),
+            to_device(self.offsets, device),
+            GroundTruth(*(to_device(tensor, device) for tensor in self.ground_truth)),
         )
 
 
@@ -205,18 +204,18 @@ def build_training_set(
     )
 
 
-def batch_members(seed: int, iteration: int, batch_size: int, count: int) -> NDArray[np.int64]:
+def batch_members(seed: int, iteration: int, batch_size: int, count: int, stream: int = 0) -> NDArray[np.int64]:
     """Return which of `count` items the batch of an iteration holds: a pure function of its arguments.
 
-    Batches follow one another through epochs, each a permutation of all items drawn from (seed, epoch); a
-    batch may reach over the end of an epoch.
+    Batches follow one another through epochs, each a permutation of all items drawn from (seed, epoch, stream);
+    a batch may reach over the end of an epoch.
     """
     places = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
     epochs, ranks = np.divmod(places, count)
     members = np.empty(batch_size, np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         inside = epochs == epoch
-        members[inside] = _permutation(seed, epoch, count)[ranks[inside]]
+        members[inside] = _permutation(seed, epoch, count, stream)[ranks[inside]]
     return members
 
 
@@ -229,9 +228,9 @@ class _LeftOut(NamedTuple):
     cut_segments: list[tuple[str, float, float]]
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, count: int, stream: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, stream]).permutation(count)
 
 
 def _duration(of_archive: float, of_annotations: float) -> float | None:
@@ -269,7 +268,3 @@ def _spans(segments: Sequence[tuple[str, float, float]]) -> list[str]:
 def _examples(names: Sequence[str]) -> str:
     shown = ", ".join(names[:NAMED])
     return f"{shown}, ..." if len(names) > NAMED else shown
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,7 @@
-"""The loss log of a run: one JSON object per line and iteration, and its picture."""
+"""The loss log of a run: one JSON object per line and iteration, and its picture.
+
+An entry has the iteration, the learning rate, the total and the terms that its iteration had.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +16,7 @@ from ahernet.files import replace_when_complete
 
 LOG_NAME = "losses.jsonl"
 CURVE_NAME = "losses.png"
-TERMS = ("total", "classification", "offset", "overlap")
-COLUMNS = ("iteration", *TERMS)
+COLUMNS = ("iteration", "total", "learning_rate")  # that every entry has
 
 
 @contextmanager
@@ -77,7 +79,9 @@ def read_loss_log(path: Path) -> list[dict[str, float]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(entry, dict) or not all(type(entry.get(key)) in (int, float) for key in COLUMNS):
+        if not isinstance(entry, dict) or not entry.keys() >= set(COLUMNS):
+            break
+        if not all(type(value) in (int, float) for value in entry.values()):
             break
         entries.append(entry)
     return entries
@@ -94,13 +98,13 @@ def draw_loss_curve(log: Path, picture: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    iterations = np.array([entry["iteration"] for entry in entries])
-    window = max(1, len(entries) // 50)
-    for number, term in enumerate(TERMS):
-        values = np.array([entry[term] for entry in entries])
-        means = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(iterations, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-        axes.plot(iterations[window - 1 :], means, color=f"C{number}", label=term)
+    terms = dict.fromkeys(term for entry in entries for term in entry if term not in ("iteration", "learning_rate"))
+    for number, term in enumerate(terms):
+        points = np.array([(entry["iteration"], entry[term]) for entry in entries if term in entry])
+        window = max(1, len(points) // 50)
+        means = np.convolve(points[:, 1], np.ones(window) / window, mode="valid")
+        axes.plot(*points.T, color=f"C{number}", alpha=0.25, linewidth=0.8)
+        axes.plot(points[window - 1 :, 0], means, color=f"C{number}", label=term)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()

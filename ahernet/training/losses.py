@@ -1,4 +1,4 @@
-"""Losses of anchor-level localization (eq. 4, 6 and 7 of the paper).
+"""Losses of segments, of anchor-level localization and of context generation (eq. 4, 6, 7 and 8 of the paper).
 
 Everything stays on the device: masks instead of selections, counts as tensors, no loop over videos or boxes.
 """
@@ -37,25 +37,9 @@ class Losses(NamedTuple):
     overlap: Tensor
 
 
-def localization_losses(
-    outputs: Outputs,
-    anchors: Tensor,
-    ground_truth: GroundTruth,
-    model: ModelConfig,
-    assignment: AssignmentConfig,
-    weights: LossConfig,
-) -> Losses:
-    """Compare the outputs of the network with the ground truth of its videos.
-
-    Args:
-        outputs: per scale, of B videos.
-        anchors: (A, 2) float32 centre and width.
-        ground_truth: of the same videos.
-        model: for the scales of the offsets.
-        assignment: thresholds of foreground and background.
-        weights: of the terms, and the cells that the class loss looks at.
-    """
-    assigned = kernels.assign(
+def assign_anchors(anchors: Tensor, ground_truth: GroundTruth, assignment: AssignmentConfig) -> kernels.Assignment:
+    """Decide which anchors (A, 2) are foreground and which background in the videos of a batch (section 3.3)."""
+    return kernels.assign(
         anchors,
         ground_truth.segments,
         ground_truth.labels,
@@ -64,6 +48,26 @@ def localization_losses(
         assignment.background_threshold,
         assignment.force_match,
     )
+
+
+def localization_losses(
+    outputs: Outputs,
+    anchors: Tensor,
+    ground_truth: GroundTruth,
+    assigned: kernels.Assignment,
+    model: ModelConfig,
+    weights: LossConfig,
+) -> Losses:
+    """Compare the outputs of the network with the ground truth of its videos.
+
+    Args:
+        outputs: per scale, of B videos.
+        anchors: (A, 2) float32 centre and width.
+        ground_truth: of the same videos.
+        assigned: what `assign_anchors` made of both.
+        model: for the scales of the offsets.
+        weights: of the terms, and the cells that the class loss looks at.
+    """
     foreground = assigned.kind == kernels.FOREGROUND
     labels = cell_labels(assigned, ground_truth, model.ratios_per_cell, weights.class_cells)
     classification = class_loss(outputs.logits, labels)
@@ -110,6 +114,49 @@ def class_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
     values = _at_least_float32(torch.cat(logits, dim=2))
     summed = F.cross_entropy(values, labels, ignore_index=NO_LABEL, reduction="sum")
     return summed / (labels != NO_LABEL).sum().clamp(min=1)
+
+
+def segment_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Return L_reg: softmax cross-entropy of whole segments, mean over these, summed over the scales (eq. 4).
+
+    Args:
+        logits: (B, C) per scale.
+        labels: (B,) int64.
+    """
+    return torch.stack([F.cross_entropy(_at_least_float32(scale), labels) for scale in logits]).sum()
+
+
+def adversarial_loss(logits: list[Tensor], counted: Tensor, real: bool) -> Tensor:
+    """Return the mean of -log D, or for `real=False` of -log(1 - D), over some anchors (a half of eq. 8).
+
+    The mean is over the counted anchors of each scale, then over the scales that have any.
+
+    Args:
+        logits: (B, R, T_j) per scale, of D before the sigmoid.
+        counted: (B, A) bool, ordered scale, cell, ratio: the background of each video by its own matching.
+        real: whether D should call them real.
+    """
+    means, present = [], []
+    anchors = [scale.shape[1] * scale.shape[2] for scale in logits]
+    for scale, mask in zip(logits, torch.split(counted, anchors, dim=1), strict=True):
+        values = rearrange(_at_least_float32(scale), "b ratio cell -> b (cell ratio)")
+        entropy = F.softplus(-values if real else values)
+        number = mask.sum()
+        means.append(entropy.where(mask, 0.0).sum() / number.clamp(min=1))
+        present.append(number > 0)
+    return torch.stack(means).sum() / torch.stack(present).sum().clamp(min=1)
+
+
+def context_loss(generated: Tensor, real: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean squared distance between generated and real context (pre-training of AherNetA-).
+
+    Args:
+        generated: (B, K, D).
+        real: (B, K, D).
+        counted: (B,) bool, which videos have real context there.
+    """
+    error = (_at_least_float32(generated) - real).square().mean(dim=(1, 2))
+    return error.where(counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def offset_loss(

@@ -1,134 +1,42 @@
 """Inference: from the features of videos to ranked detections (section 3.5 of the paper)."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import ahernet_kernels as kernels
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ahernet.checkpoint import Checkpoint
-from ahernet.config import InferenceConfig
+from ahernet.config import Candidates, InferenceConfig
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
 from ahernet.device import choose_device
 from ahernet.errors import UserError
-from ahernet.model.heads import ClassWeights, class_logits
-from ahernet.model.localizer import Localizer, Outputs
+from ahernet.inference.anchors import AnchorStep
+from ahernet.inference.crops import CropStep
+from ahernet.inference.snippets import SnippetStep
+from ahernet.inference.step import Found, Step
+from ahernet.model.localizer import Localizer
 from ahernet.prefetch import read_ahead
 from ahernet.video_time import unit_to_seconds
 
 NAMED = 5
 
-
-class Found(NamedTuple):
-    """Detections of B videos, padded to K a video; video b has the first counts[b] of its rows, best first.
-
-    segments (B, K, 2) float32 start, end in [0, 1] of the video; scores (B, K) float32; labels (B, K) int64;
-    counts (B,) int64; finite (B,) bool, False where the features of a video hold NaN or infinity (its
-    rows mean nothing then). Rows beyond the count are 0, their labels -1.
-    """
-
-    segments: Tensor
-    scores: Tensor
-    labels: Tensor
-    counts: Tensor
-    finite: Tensor
+STEPS: dict[Candidates, Callable[[Localizer, InferenceConfig, Tensor | None], Step]] = {
+    "anchors": AnchorStep,
+    "crops": CropStep,
+    "snippets": SnippetStep,
+}
 
 
-class InferenceStep(nn.Module):
-    """One batch from feature rows to detections, without a loop over videos, classes or boxes.
-
-    The weight transfer is evaluated here, on construction: the step holds its result only. Runs under
-    `torch.compile(fullgraph=True)` and `torch.export`, and does not wait for the device.
-
-    Args:
-        model: trained network; it is copied, not changed.
-        config: scoring and suppression.
-    """
-
-    anchors: Tensor
-
-    def __init__(self, model: Localizer, config: InferenceConfig) -> None:
-        super().__init__()
-        precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.config = config
-        self.model_config = model.config
-        self.backbone = deepcopy(model.backbone).to(precision)
-        self.heads = deepcopy(model.heads).to(precision)
-        with torch.no_grad():
-            weights, biases = model.class_weights()
-        self.weights = nn.ParameterList(weight.to(precision) for weight in weights)
-        self.biases = nn.ParameterList(bias.to(precision) for bias in biases)
-        # Of its own: the anchors stay float32 whatever the precision of the network.
-        self.register_buffer("anchors", model.anchors.clone(), persistent=False)
-        self.requires_grad_(False)
-
-    def forward(self, rows: Tensor, offsets: Tensor) -> Found:
-        """Localize in B videos.
-
-        Args:
-            rows: (R, D) feature rows of all videos, float16, bfloat16 or float32.
-            offsets: (B + 1,) int64; video b owns rows offsets[b]:offsets[b + 1], at least one.
-        """
-        sequence = kernels.resample(rows, offsets, self.model_config.steps)
-        finite = sequence.abs().amax(dim=(1, 2)).isfinite()
-        maps = self.backbone(sequence.to(self.weights[0].dtype))
-        logits = class_logits(maps, ClassWeights(list(self.weights), list(self.biases)))
-        segments, scores, labels = self._scored(Outputs(logits, *self.heads(maps)))
-        return Found(*self._suppressed(segments, scores, labels), finite)
-
-    def _scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        segments, scores, labels = kernels.decode(
-            outputs.logits,
-            outputs.offsets,
-            outputs.overlaps,
-            self.anchors,
-            self.model_config.centre_scale,
-            self.model_config.width_scale,
-        )
-        if self.config.class_score == "anchor":
-            return segments, scores, labels
-        video = torch.cat(outputs.logits, dim=2).float().softmax(dim=1).mean(dim=2)
-        if self.config.class_score == "product":
-            return segments, scores * video.gather(1, labels), labels
-        probability, label = video.max(dim=1, keepdim=True)
-        overlaps = torch.cat([scale.transpose(1, 2).flatten(1) for scale in outputs.overlaps], dim=1)
-        return segments, probability * overlaps.float().sigmoid(), label.expand_as(scores).contiguous()
-
-    def _suppressed(self, segments: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        # What clipping to the video left nothing of is no detection, whatever its score.
-        scores = scores.where(segments[..., 1] > segments[..., 0], -torch.inf)
-        if config.top_k_before:
-            # A stable sort and not topk: ties go to the lowest anchor.
-            scores, order = scores.sort(dim=1, descending=True, stable=True)
-            scores, order = scores[:, : config.top_k_before].contiguous(), order[:, : config.top_k_before]
-            segments, labels = _rows(segments, order), labels.gather(1, order)
-        groups = labels if config.class_aware else None
-        if config.suppression == "hard":
-            index, count = kernels.nms(
-                segments, scores, groups, config.nms_threshold, config.top_k, config.minimum_score
-            )
-            kept_scores = scores.gather(1, index.clamp(min=0))
-        else:
-            parameter = config.sigma if config.suppression == "gaussian" else config.nms_threshold
-            index, kept_scores, count = kernels.soft_nms(
-                segments, scores, groups, config.suppression, parameter, config.top_k, config.minimum_score
-            )
-        kept = index >= 0
-        index = index.clamp(min=0)
-        return (
-            _rows(segments, index).where(kept.unsqueeze(2), 0.0),
-            kept_scores.where(kept, 0.0),
-            labels.gather(1, index).where(kept, -1),
-            count,
-        )
+def inference_step(model: Localizer, config: InferenceConfig, class_rows: Tensor | None = None) -> Step:
+    """Return the step that finds what `config.candidates` names; arguments as `Step` says."""
+    return STEPS[config.candidates](model, config, class_rows)
 
 
 def localize(
@@ -138,6 +46,7 @@ def localize(
     *,
     video_ids: Sequence[str] | None = None,
     durations: Mapping[str, float] | None = None,
+    classes: Sequence[str] | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Detections:
@@ -149,6 +58,8 @@ def localize(
         config: scoring and suppression; that of the checkpoint by default.
         video_ids: of the videos to process, in this order; all of the archive by default.
         durations: seconds by the archive's ids, for videos whose duration the archive does not know.
+        classes: names of the classes to localize, which then compete with one another alone; all of the
+            checkpoint by default. Labels number them in this order.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         progress: show a progress bar on standard error.
 
@@ -156,8 +67,8 @@ def localize(
         Detections in seconds, by video, best first.
 
     Raises:
-        UserError: the network expects features of another dimension, a video is unknown, has no known
-            duration or has features that are not finite.
+        UserError: the network expects features of another dimension, a class is unknown or named twice, a video
+            is unknown, has no known duration or has features that are not finite.
     """
     config = config or checkpoint.config.inference
     wanted = checkpoint.config.model.feature_dimension
@@ -166,14 +77,15 @@ def localize(
             f"{archive.path}: features have {archive.dimension} values a row, "
             f"the network in {checkpoint.source} expects {wanted}"
         )
+    class_rows = None if classes is None else _class_rows(checkpoint, classes)
     positions = _positions(archive, video_ids)
     seconds = _durations(archive, positions, durations or {})
     where = choose_device(device)
-    step = InferenceStep(checkpoint.model, config).to(where).eval()
+    step = inference_step(checkpoint.model, config, class_rows).to(where).eval()
     parts = _localize_batches(step, archive, positions, seconds, config.batch_size, where, progress)
     return Detections(
         tuple(archive.ids[position] for position in positions),
-        checkpoint.classes,
+        checkpoint.classes if classes is None else tuple(classes),
         video=np.concatenate([part.video for part in parts]),
         label=np.concatenate([part.label for part in parts]),
         segments=np.concatenate([part.segments for part in parts]),
@@ -192,7 +104,7 @@ class _Columns:
 
 
 def _localize_batches(
-    step: InferenceStep,
+    step: Step,
     archive: FeatureArchive,
     positions: NDArray[np.int64],
     durations: NDArray[np.float64],
@@ -237,6 +149,22 @@ def _pack(found: Found, first: int, durations: NDArray[np.float64]) -> _Columns:
     )
 
 
+def _class_rows(checkpoint: Checkpoint, classes: Sequence[str]) -> Tensor:
+    """Return the rows of the named classes in the checkpoint's weights."""
+    rows = {name: row for row, name in enumerate(checkpoint.classes)}
+    for name in classes:
+        if name not in rows:
+            close = difflib.get_close_matches(name, checkpoint.classes, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UserError(f"classes: the network in {checkpoint.source} has no class {name!r}{hint}")
+    if not classes:
+        raise UserError("classes: no class to localize")
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f"classes: {repeated[0]!r} occurs twice")
+    return torch.tensor([rows[name] for name in classes])
+
+
 def _positions(archive: FeatureArchive, video_ids: Sequence[str] | None) -> NDArray[np.int64]:
     """Return the places of the videos in the archive."""
     if video_ids is None:
@@ -266,8 +194,3 @@ def _durations(
             f"or import with --annotations or --frame-rate and --clip-stride"
         )
     return seconds
-
-
-def _rows(segments: Tensor, order: Tensor) -> Tensor:
-    """Pick segments (B, N, 2) by (B, K) row numbers."""
-    return segments.gather(1, order.unsqueeze(2).expand(-1, -1, 2))

@@ -1,0 +1,70 @@
+"""What a command is, and options that several share. What commands need is imported when they run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from ahernet.data.annotations import Annotations
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: `usage` is what follows its name, `example` one line that works."""
+
+    help: str
+    description: str
+    usage: str
+    example: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+
+
+def add_categories(parser: ArgumentParser) -> None:
+    """Add `--categories`."""
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        metavar="FILE",
+        help="class names, one a line, if the annotations number them",
+    )
+
+
+def add_annotation_options(parser: ArgumentParser) -> None:
+    """Add the options that say how an annotation file is to be read."""
+    add_categories(parser)
+    parser.add_argument(
+        "--subsets",
+        type=Path,
+        metavar="CSV",
+        help="table with columns video and subset, if the annotations do not name subsets",
+    )
+
+
+def read_annotations_of(path: Path, parsed: Namespace) -> "Annotations":
+    """Read an annotation file by the options of `add_annotation_options`."""
+    from ahernet.data.annotations import read_annotations
+
+    return read_annotations(path, categories=parsed.categories, subsets=parsed.subsets)
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:NUMBER (default: auto)"
+    )
+
+
+def add_classes(parser: ArgumentParser, meaning: str) -> None:
+    """Add `--classes`, a file of class names."""
+    parser.add_argument("--classes", type=Path, metavar="FILE", help=f"class names, one a line: {meaning}")
+
+
+def classes_of(parsed: Namespace) -> list[str] | None:
+    """Return the names in the file that `--classes` gives, None without."""
+    from ahernet.data.annotations import read_class_names
+
+    return None if parsed.classes is None else read_class_names(parsed.classes)

@@ -1,0 +1,177 @@
+"""Commands that make and check feature archives."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ahernet.commands.command import (
+    Command,
+    add_annotation_options,
+    add_categories,
+    add_classes,
+    classes_of,
+    read_annotations_of,
+)
+from ahernet.files import make_folder
+
+
+def _add_import(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds one .npy or .npz (L, D) per video")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="feature archive to write (.h5)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file to take durations from")
+    add_categories(parser)
+    parser.add_argument("--frame-rate", type=float, default=float("nan"), metavar="FPS", help="of the videos")
+    parser.add_argument("--clip-stride", type=int, default=0, metavar="FRAMES", help="frames from one row to the next")
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="start of the file names that is no part of ids")
+    parser.add_argument(
+        "--origin", default="", metavar="TEXT", help="where the features come from, kept in the archive"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the archive (default: float16)"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a bad file: stop, or skip and list it (default: stop)",
+    )
+
+
+def _run_import(parsed: Namespace) -> None:
+    from ahernet.data.importers import import_folder
+
+    make_folder(parsed.out.parent)
+    report = import_folder(
+        parsed.folder,
+        parsed.out,
+        durations=parsed.annotations,
+        categories=parsed.categories,
+        frame_rate=parsed.frame_rate,
+        clip_stride=parsed.clip_stride,
+        dtype=parsed.dtype,
+        prefix=parsed.prefix,
+        origin=parsed.origin,
+        on_error=parsed.on_error,
+    )
+    print(report)
+
+
+def _add_import_recordings(parser: ArgumentParser) -> None:
+    parser.add_argument("recordings", type=Path, metavar="FILE", help="npz of stacked, labelled recordings")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="gets archive.h5 and annotations.json"
+    )
+    parser.add_argument(
+        "--training-subjects",
+        metavar="LIST",
+        help="as in 1-15,20: the subset training; others are the subset validation (default: all training)",
+    )
+    parser.add_argument(
+        "--cut",
+        choices=("classes", "none"),
+        default="classes",
+        help="cut recordings where the class changes, or not at all (default: classes)",
+    )
+    parser.add_argument(
+        "--window", type=int, default=8, metavar="SAMPLES", help="samples that one row describes (default: 8)"
+    )
+    parser.add_argument("--stride", type=int, default=4, metavar="SAMPLES", help="samples from row to row (default: 4)")
+
+
+def _run_import_recordings(parsed: Namespace) -> None:
+    from ahernet.data.recordings import import_recordings
+
+    make_folder(parsed.out)
+    report = import_recordings(
+        parsed.recordings,
+        parsed.out / "archive.h5",
+        parsed.out / "annotations.json",
+        window=parsed.window,
+        stride=parsed.stride,
+        cut=parsed.cut,
+        training_subjects=parsed.training_subjects,
+    )
+    print(
+        f"{report.archive}: {report.clips:,} clips ({report.training_clips:,} training, "
+        f"{report.clips - report.training_clips:,} validation), {report.instances:,} instances, "
+        f"{report.rows:,} rows of {report.dimension}\n{report.annotations}"
+    )
+
+
+def _add_cut_moments(parser: ArgumentParser) -> None:
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="feature archive of annotated videos")
+    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="annotation file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="feature archive of moments to write")
+    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="table of their classes to write")
+    parser.add_argument("--subset", metavar="NAME", help="cut from videos of this subset (default: all)")
+    add_annotation_options(parser)
+    add_classes(parser, "cut instances of these (default: all)")
+
+
+def _run_cut_moments(parsed: Namespace) -> None:
+    from ahernet.data.archive import open_archive
+    from ahernet.data.moments import cut_moments
+
+    annotations = read_annotations_of(parsed.annotations, parsed).select(parsed.subset)
+    for path in (parsed.out, parsed.labels):
+        make_folder(path.parent)
+    with open_archive(parsed.archive) as archive:
+        report = cut_moments(archive, annotations, parsed.out, parsed.labels, classes=classes_of(parsed))
+    print(report.describe())
+
+
+def _add_inspect(parser: ArgumentParser) -> None:
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="feature archive")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file to compare with")
+    add_annotation_options(parser)
+
+
+def _run_inspect(parsed: Namespace) -> None:
+    from ahernet.data.inspection import format_inspection, inspect_archive
+
+    inspection = inspect_archive(
+        parsed.archive, parsed.annotations, categories=parsed.categories, subsets=parsed.subsets
+    )
+    print(format_inspection(inspection))
+
+
+COMMANDS = {
+    "import": Command(
+        help="make a feature archive of a folder of .npy or .npz files",
+        description="Make one feature archive of a folder that holds one .npy or .npz file per video.",
+        usage="FOLDER --out FILE [options]",
+        example="features --out archive.h5 --annotations activity_net.v1-3.json --prefix v_",
+        add_arguments=_add_import,
+        run=_run_import,
+    ),
+    "import-recordings": Command(
+        help="make a feature archive and annotations of labelled recordings (npz)",
+        description=(
+            "Make a feature archive and an annotation file of recordings with labelled segments: an npz of\n"
+            "stacked time series (ahernet.data.recordings describes its keys and the features)."
+        ),
+        usage="FILE --out FOLDER [options]",
+        example="ninapro_db1_e1_25hz.npz --out runs/ninapro/data --training-subjects 1-15",
+        add_arguments=_add_import_recordings,
+        run=_run_import_recordings,
+    ),
+    "cut-moments": Command(
+        help="cut annotated instances out as moments: trimmed clips with a label",
+        description="Make a feature archive of moments, trimmed clips of one instance each, of annotated videos.",
+        usage="ARCHIVE ANNOTATIONS --out FILE --labels FILE [options]",
+        example=(
+            "archive.h5 annotations.json --subset training --classes novel.txt \\\n"
+            "    --out moments.h5 --labels moments.csv"
+        ),
+        add_arguments=_add_cut_moments,
+        run=_run_cut_moments,
+    ),
+    "inspect": Command(
+        help="describe a feature archive and find what is wrong with it",
+        description="Describe a feature archive, check every row, and compare it with an annotation file.",
+        usage="ARCHIVE [--annotations FILE]",
+        example="archive.h5 --annotations annotations.json",
+        add_arguments=_add_inspect,
+        run=_run_inspect,
+    ),
+}

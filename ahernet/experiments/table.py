@@ -1,0 +1,183 @@
+"""Tables of runs: every run with every seed, in parallel, then means and deviations."""
+
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tqdm import tqdm
+
+from ahernet.config import RUNS, Config, with_run
+from ahernet.errors import UserError
+from ahernet.experiments.runner import Unit, run_unit
+from ahernet.experiments.setting import Source, make_setting
+
+# Average mAP in per cent that the paper's tables 1 and 2 give for ANet-UN -> ANet-AM and TH14 -> ANet-FG.
+PAPER_RUNS = {
+    "aher0": (10.2, 9.3),
+    "aher-": (12.8, 10.4),
+    "aherM": (13.2, 17.3),
+    "aherA-": (14.7, 19.1),
+    "aher": (17.2, 24.3),
+    "aher*": (22.6, 28.9),
+}
+PAPER_TRANSFERS = {
+    "1-fc none": (16.1, 23.2),
+    "1-fc relu": (16.4, 23.4),
+    "1-fc leaky_relu": (16.5, 23.5),
+    "1-fc elu": (16.7, 23.9),
+    "2-fc leaky_relu": (16.9, 24.2),
+    "2-fc elu": (17.2, 24.3),
+    "3-fc elu": (16.8, 24.1),
+}
+TABLES = ("runs", "transfer")
+COLUMNS = {
+    "novel mAP": "novel.mean_average_precision",
+    "@0.5": "novel.at_0.5",
+    "AUC": "novel.proposal_area",
+    "true labels": "novel.diagnosis.true_labels",
+    "true ranking": "novel.diagnosis.true_ranking",
+    "accuracy": "novel.diagnosis.accuracy",
+    "base mAP": "base.mean_average_precision",
+}
+
+
+def table_configs(table: str, config: Config) -> dict[str, Config]:
+    """Return the configuration of each row: the `runs` of table 2, or the `transfer` variants of table 1.
+
+    Raises:
+        UserError: no such table.
+    """
+    if table == "runs":
+        rows = {name: with_run(config, name) for name in RUNS}
+        # The oracle trains as long on untrimmed videos as the runs that are pre-trained on them.
+        before, training = config.method.pretrain_iterations, config.training
+        longer = replace(training, iterations=training.iterations + before, decay_every=training.decay_every + before)
+        rows["aher*"] = replace(rows["aher*"], training=longer)
+        return rows
+    if table != "transfer":
+        raise UserError(f"table: expected one of {', '.join(TABLES)}, got {table!r}")
+    config, rows = with_run(config, "aher"), {}
+    for name in PAPER_TRANSFERS:
+        layers, activation = name.split("-fc ")
+        changes: dict[str, Any] = {"transfer_layers": int(layers), "transfer_activation": activation}
+        rows[name] = replace(config, model=replace(config.model, **changes))
+    return rows
+
+
+def run_table(
+    table: str, source: Source, config: Config, seeds: Sequence[int], folder: Path, jobs: int = 1, progress: bool = True
+) -> dict[str, Any]:
+    """Run every row of a table with every seed and return the table as plain data.
+
+    Seed s also numbers the split into base and novel classes. Finished runs are taken from their files in `folder`.
+
+    Args:
+        table: "runs" or "transfer".
+        source: annotated videos.
+        config: preset that the rows start from.
+        seeds: at least one.
+        folder: for the results of single runs; created if need be.
+        jobs: processes that run at the same time, one thread each.
+        progress: show a progress bar on standard error.
+    """
+    rows = table_configs(table, config)
+    settings = {seed: make_setting(source, seed, source.archive.parent) for seed in seeds}
+    units = [
+        Unit(name, replace(row, training=replace(row.training, seed=seed)), settings[seed])
+        for seed in seeds
+        for name, row in rows.items()
+    ]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
+        for future in tqdm(as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress):
+            results[futures[future].name].append(future.result())
+    for found in results.values():
+        found.sort(key=lambda result: int(result["seed"]))
+    return {
+        "table": table,
+        "source": source.name,
+        "preset": config.preset,
+        "seeds": list(seeds),
+        "versions": {name: version(name) for name in ("ahernet", "torch", "triton", "numpy")},
+        "commit": _commit(),
+        "rows": {
+            name: {
+                "mean": _summary(found, mean),
+                "deviation": _summary(found, _deviation),
+                "behind_aher": _behind(found, results.get("aher", found)),
+            }
+            for name, found in results.items()
+        },
+        "runs": [result for found in results.values() for result in found],
+    }
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """Return the table as text: mean and deviation over the seeds in per cent, beside the paper's figures."""
+    paper = PAPER_RUNS if table["table"] == "runs" else PAPER_TRANSFERS
+    header = ["", *COLUMNS, "aher ahead by", "seconds", "paper"]
+    lines = [header]
+    for name, row in table["rows"].items():
+        cells = [_cell(row["mean"].get(key), row["deviation"].get(key)) for key in COLUMNS.values()]
+        ahead = _cell(row["behind_aher"]["mean"], row["behind_aher"]["deviation"])
+        lines.append(
+            [name, *cells, ahead, f"{row['mean']['seconds']:.0f}", " / ".join(map(str, paper.get(name, ("-",))))]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(cells, widths) for cells in lines)
+
+
+def _behind(results: Sequence[dict[str, Any]], aher: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Compare the novel mAP of aher with that of a row, seed by seed: splits differ more than runs do."""
+    distances = [_novel(best) - _novel(result) for best, result in zip(aher, results, strict=True)]
+    return {"mean": round(mean(distances), 6), "deviation": round(_deviation(distances), 6)}
+
+
+def _novel(result: dict[str, Any]) -> float:
+    return float(result["measures"]["novel"]["mean_average_precision"])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    name, *numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return "  ".join([f"{name.strip():<{widths[0]}}", *numbers])
+
+
+def _cell(value: float | None, deviation: float | None) -> str:
+    return "-" if value is None or deviation is None else f"{100 * value:.1f} ± {100 * deviation:.1f}"
+
+
+def _summary(results: Sequence[dict[str, Any]], measure: Any) -> dict[str, float]:
+    """Apply `measure` over the seeds to every number of the results, named by its path."""
+    flat = [{"seconds": result["seconds"], **_flat(result["measures"])} for result in results]
+    return {key: round(measure([numbers[key] for numbers in flat]), 6) for key in flat[0]}
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _flat(measures: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in measures.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            flat[prefix + key] = value
+    return flat
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package is in, None outside of one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

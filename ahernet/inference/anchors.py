@@ -1,0 +1,65 @@
+"""Detections of AherNet: every anchor is a candidate with the class probabilities of its cell (section 3.5)."""
+
+from copy import deepcopy
+
+import ahernet_kernels as kernels
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ahernet.config import InferenceConfig
+from ahernet.inference.step import Found, Step, is_finite, suppress
+from ahernet.model.heads import class_logits
+from ahernet.model.localizer import Localizer, Outputs
+
+
+class AnchorStep(Step):
+    """Decode, score and suppress the anchors of all scales.
+
+    The weight transfer is evaluated here, on construction: the step holds its result only.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, model: Localizer, config: InferenceConfig, class_rows: Tensor | None = None) -> None:
+        with torch.no_grad():
+            class_weights = model.class_weights()
+        super().__init__(model, config, class_weights, class_rows)
+        self.heads = deepcopy(model.heads).to(self.precision).requires_grad_(False)
+        # Of its own: the anchors stay float32 whatever the precision of the network.
+        self.register_buffer("anchors", model.anchors.clone(), persistent=False)
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Found:
+        """Localize in B videos; arguments as `Step` says."""
+        sequence = kernels.resample(rows, offsets, self.model_config.steps)
+        maps = self.feature_maps(sequence)
+        logits = class_logits(maps, self.class_weights)
+        segments, scores, labels = self._scored(Outputs(logits, *self.heads(maps)))
+        return Found(*suppress(segments, scores, labels, self.config), is_finite(sequence))
+
+    def _scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        segments, scores, labels = kernels.decode(
+            outputs.logits,
+            outputs.offsets,
+            outputs.overlaps,
+            self.anchors,
+            self.model_config.centre_scale,
+            self.model_config.width_scale,
+        )
+        if self.config.class_score == "anchor":
+            return segments, scores, labels
+        overlaps = torch.cat([scale.transpose(1, 2).flatten(1) for scale in outputs.overlaps], dim=1).float().sigmoid()
+        video = self._video_probabilities(outputs.logits, overlaps)
+        if self.config.class_score == "product":
+            return segments, scores * video.gather(1, labels), labels
+        probability, label = video.max(dim=1, keepdim=True)
+        return segments, probability * overlaps, label.expand_as(scores).contiguous()
+
+    def _video_probabilities(self, logits: list[Tensor], overlaps: Tensor) -> Tensor:
+        """Return the mean class probabilities (B, C) of the cells, weighted by their best overlap if so configured."""
+        cells = torch.cat(logits, dim=2).float().softmax(dim=1)
+        if self.config.class_score != "weighted":
+            return cells.mean(dim=2)
+        best = rearrange(overlaps, "b (cell ratio) -> b cell ratio", ratio=self.model_config.ratios_per_cell)
+        weights: Tensor = best.amax(dim=2, keepdim=True)
+        return torch.bmm(cells, weights).squeeze(2) / weights.sum(dim=1)

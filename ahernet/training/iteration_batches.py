@@ -1,0 +1,126 @@
+"""What one iteration of training reads: untrimmed videos, segments of them, moments, and where these are placed."""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahernet.config import Config, MethodConfig
+from ahernet.device import to_device
+from ahernet.training.batches import Batch, TrainingSet
+from ahernet.training.moment_set import MomentSet
+from ahernet.training.segment_batches import (
+    SegmentBatch,
+    Surroundings,
+    choose_foregrounds,
+    cut_foregrounds,
+    cut_surroundings,
+)
+
+PLACEMENT_STREAM = 3  # of random numbers
+
+Phase = Literal["localizer", "generators", "main"]
+"""`localizer`: pre-training on untrimmed videos; `generators`: their pre-training; `main`: Algorithm 1's loop."""
+
+
+class Placement(NamedTuple):
+    """Where the moments of a batch lie in their synthetic videos: `first` step and `length` in steps, (B,) int64."""
+
+    first: Tensor
+    length: Tensor
+
+    def to(self, device: torch.device) -> "Placement":
+        """Return the same with its tensors on `device`."""
+        return Placement(*(to_device(tensor, device) for tensor in self))
+
+
+class IterationBatch(NamedTuple):
+    """The data of one iteration; None where its phase or the run's method has no use for it."""
+
+    untrimmed: Batch | None
+    foregrounds: SegmentBatch | None
+    surroundings: Surroundings | None
+    moments: SegmentBatch | None
+    placement: Placement | None
+
+    def to(self, device: torch.device) -> "IterationBatch":
+        """Return the batch with its tensors on `device`."""
+        return IterationBatch(
+            self.untrimmed and self.untrimmed.to(device),
+            self.foregrounds and self.foregrounds.to(device),
+            self.surroundings and self.surroundings.to(device),
+            self.moments and self.moments.to(device),
+            self.placement and self.placement.to(device),
+        )
+
+
+def phase_of(method: MethodConfig, iteration: int) -> Phase:
+    """Return what iteration 0, 1, ... of a run trains."""
+    if iteration < _pretrain_iterations(method):
+        return "localizer"
+    return "generators" if iteration < first_main_iteration(method) else "main"
+
+
+def first_main_iteration(method: MethodConfig) -> int:
+    """Return how many iterations of pre-training come before the main ones."""
+    return _pretrain_iterations(method) + _context_iterations(method)
+
+
+def _context_iterations(method: MethodConfig) -> int:
+    return method.context_iterations if method.context in ("pretrained", "adversarial") else 0
+
+
+def _pretrain_iterations(method: MethodConfig) -> int:
+    # Supervised training is what pre-training is, from the first iteration to the last.
+    return method.pretrain_iterations if method.untrimmed in ("proposals", "transfer") else 0
+
+
+def uses_real_context(config: Config) -> bool:
+    """Return whether the main iterations look at the real background around foreground segments."""
+    context = config.method.context
+    return (
+        context == "background"
+        or (context in ("pretrained", "adversarial") and config.method.real_residual)
+        or (context == "adversarial" and config.loss.context > 0)
+    )
+
+
+def read_iteration(untrimmed: TrainingSet, moments: MomentSet | None, config: Config, iteration: int) -> IterationBatch:
+    """Read what an iteration needs; depends on nothing but the arguments, so that a run can be resumed anywhere."""
+    method, settings, phase = config.method, config.training, phase_of(config.method, iteration)
+    main = phase == "main"
+    videos = foregrounds = surroundings = clips = placement = None
+    if not main or method.untrimmed != "none":
+        videos = untrimmed.read(untrimmed.members(settings.seed, iteration, settings.batch_size))
+        if phase != "localizer":
+            chosen = choose_foregrounds(videos, settings.seed, iteration)
+            foregrounds = cut_foregrounds(videos, chosen)
+            if phase == "generators" or (main and uses_real_context(config)):
+                surroundings = cut_surroundings(videos, chosen)
+    if main and moments is not None:
+        clips = moments.read(moments.members(settings.seed, iteration, settings.batch_size))
+        if method.moments == "localized" and method.context != "none":
+            placement = draw_placement(config, untrimmed, iteration)
+    return IterationBatch(videos, foregrounds, surroundings, clips, placement)
+
+
+def draw_placement(config: Config, untrimmed: TrainingSet, iteration: int) -> Placement:
+    """Draw how much of its synthetic video each moment of a batch fills (`method.shares`) and where it lies (uniform).
+
+    Depends on nothing but the arguments.
+    """
+    method, steps, batch_size = config.method, config.model.steps, config.training.batch_size
+    random = np.random.default_rng([config.training.seed, iteration, PLACEMENT_STREAM])
+    draws: NDArray[np.float64] = random.random((2, batch_size))
+    if method.shares == "untrimmed":
+        chosen = untrimmed.segments[np.floor(draws[0] * len(untrimmed.segments)).astype(np.int64)]
+        share = chosen[:, 1] - chosen[:, 0]
+    else:
+        low, high = math.log(method.minimum_share), math.log(method.maximum_share)
+        share = np.exp(low + (high - low) * draws[0])
+    length = np.clip(np.rint(steps * share), 1, steps).astype(np.int64)
+    first = np.floor(draws[1] * (steps - length + 1)).astype(np.int64)
+    return Placement(torch.from_numpy(first), torch.from_numpy(length))

@@ -1,0 +1,291 @@
+"""Algorithm 1 of the paper: the steps of one iteration, their losses, and the parameters each may change.
+
+Every forward pass is computed once an iteration, with the parameters that the iteration starts with, and shared
+by all steps that need it; the gradients of all steps are then applied together by one optimizer step. (The paper
+applies them one after the other; with its small steps both are the same to first order.)
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import ahernet_kernels as kernels
+import torch
+from torch import Tensor, nn
+
+from ahernet.config import Config, LossConfig
+from ahernet.model.context import ContextGenerators, synthesize
+from ahernet.model.discriminator import Discriminators
+from ahernet.model.heads import ClassWeights, class_logits
+from ahernet.model.localizer import Localizer, Outputs
+from ahernet.model.segment_classifier import pool_segments, segment_logits
+from ahernet.training.iteration_batches import IterationBatch, Phase
+from ahernet.training.losses import (
+    GroundTruth,
+    Losses,
+    adversarial_loss,
+    assign_anchors,
+    context_loss,
+    localization_losses,
+    segment_loss,
+)
+from ahernet.training.segment_batches import SegmentBatch, Surroundings
+
+# The parts of the network that each step may change; the gradient of its losses reaches nothing else.
+CHANGES: dict[str, tuple[str, ...]] = {
+    # L_cls + L_prop of untrimmed videos, fully supervised: pre-training, and AherNet*.
+    "supervised": ("backbone", "segment_classifier", "transfer", "heads"),
+    # L_prop of untrimmed videos: AherNet-.
+    "proposals": ("backbone", "heads"),
+    # L2 between generated and real context: pre-training of the generators.
+    "context": ("generators",),
+    # Line 3: L_reg of foreground segments and moments, for W_regv of base and of novel classes.
+    "segments": ("backbone", "segment_classifier"),
+    # Line 4: W_regv fixed, L_cls + L_prop of untrimmed videos, for theta.
+    "transfer": ("backbone", "transfer", "heads"),
+    # Line 6, first half: 1-D network fixed, L_adG + L_cls + L_prop of synthetic videos.
+    "generation": ("generators",),
+    # Line 6, second half: generators, W_regv and theta fixed, L_adD + L_cls + L_prop of synthetic videos.
+    "synthetic": ("backbone", "heads", "discriminators"),
+    # AherNetM, which has no untrimmed videos to learn theta from.
+    "moments": ("backbone", "transfer", "heads"),
+}
+
+
+class Networks(nn.Module):
+    """All that a run trains: the localizer, and the generators and discriminators that help to train it."""
+
+    def __init__(self, config: Config, class_count: int) -> None:
+        super().__init__()
+        self.localizer = Localizer(config.model, class_count)
+        self.generators = ContextGenerators(config.model)
+        self.discriminators = Discriminators(config.model)
+
+    def part(self, name: str) -> nn.Module:
+        """Return the part that `CHANGES` calls `name`."""
+        owner = self.localizer if hasattr(self.localizer, name) else self
+        return owner.get_submodule(name)
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """Rows of the network's classes: `untrimmed` (K,) int64 of the base classes, `moments` (M,) of those of moments."""
+
+    untrimmed: Tensor
+    moments: Tensor
+
+
+class StepLoss(NamedTuple):
+    """The weighted loss of one step, and its terms as they go into the log."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class _Seen(NamedTuple):
+    """What a forward pass over videos leaves: feature maps, background anchors (B, A) and localization losses."""
+
+    maps: list[Tensor]
+    background: Tensor
+    losses: Losses
+
+
+def step_losses(
+    networks: Networks, config: Config, batch: IterationBatch, phase: Phase, rows: ClassRows
+) -> dict[str, StepLoss]:
+    """Run the forward passes of one iteration and return the loss of every step that it takes.
+
+    Args:
+        networks: with the parameters that the iteration starts with.
+        config: of the run.
+        batch: on the device of the networks.
+        phase: what the iteration trains.
+        rows: which of the network's classes untrimmed videos and moments have.
+    """
+    if phase == "generators":
+        assert batch.foregrounds is not None
+        assert batch.surroundings is not None
+        error = _contexts(networks, batch.surroundings, _resample(batch.foregrounds, config)).error()
+        return {"context": StepLoss(error, {"context": error})}
+    localizer = networks.localizer
+    steps: dict[str, StepLoss] = {}
+    untrimmed = None
+    kind = "supervised" if phase == "localizer" else config.method.untrimmed
+    # theta learns with W_regv fixed; in supervised training both learn.
+    segment_weights = localizer.segment_classifier.class_weights()
+    class_weights = localizer.transfer(segment_weights if kind == "supervised" else segment_weights.detach())
+    if batch.untrimmed is not None:
+        weights = replace(config.loss, classification=0.0) if kind == "proposals" else config.loss
+        sequence = kernels.resample(batch.untrimmed.rows, batch.untrimmed.offsets, config.model.steps)
+        untrimmed = _see(
+            localizer, config, weights, sequence, class_weights.select(rows.untrimmed), batch.untrimmed.ground_truth
+        )
+        steps[kind] = StepLoss(untrimmed.losses.total, _named(untrimmed.losses))
+    foreground = None if batch.foregrounds is None else _resample(batch.foregrounds, config)
+    moment = None if batch.moments is None else _resample(batch.moments, config)
+    if foreground is not None or moment is not None:
+        steps["segments"] = _segments(localizer, config, batch, foreground, moment, rows)
+    if config.method.moments == "localized" and moment is not None:
+        contexts = None
+        if batch.surroundings is not None and foreground is not None:
+            contexts = _contexts(networks, batch.surroundings, foreground)
+        video = _synthetic_video(networks, config, batch, moment, contexts)
+        steps |= _synthetic(networks, config, video, untrimmed, class_weights.select(rows.moments), contexts)
+    return steps
+
+
+def _see(
+    localizer: Localizer,
+    config: Config,
+    weights: LossConfig,
+    sequence: Tensor,
+    class_weights: ClassWeights,
+    ground_truth: GroundTruth,
+) -> _Seen:
+    """Localize in sequences (B, steps, D) and compare with their ground truth."""
+    maps = localizer.backbone(sequence)
+    outputs = Outputs(class_logits(maps, class_weights), *localizer.heads(maps))
+    assigned = assign_anchors(localizer.anchors, ground_truth, config.assignment)
+    losses = localization_losses(outputs, localizer.anchors, ground_truth, assigned, config.model, weights)
+    return _Seen(maps, assigned.kind == kernels.BACKGROUND, losses)
+
+
+def _segments(
+    localizer: Localizer,
+    config: Config,
+    batch: IterationBatch,
+    foreground: Tensor | None,
+    moment: Tensor | None,
+    rows: ClassRows,
+) -> StepLoss:
+    """L_reg of foreground segments and of moments, in one forward pass.
+
+    Each is told apart from the classes of its own set only (C of eq. 4).
+    """
+    classifier = localizer.segment_classifier
+    sets = [
+        (name, sequence, segments.labels, own)
+        for name, sequence, segments, own in (
+            ("foreground_class", foreground, batch.foregrounds, rows.untrimmed),
+            ("moment_class", moment, batch.moments, rows.moments),
+        )
+        if sequence is not None and segments is not None
+    ]
+    pooled = pool_segments(localizer.backbone(torch.cat([sequence for _, sequence, _, _ in sets])))
+    classifier.observe(pooled, torch.cat([own[labels] for _, _, labels, own in sets]))
+    parts = zip(*(torch.split(x, [len(labels) for _, _, labels, _ in sets]) for x in pooled), strict=True)
+    terms = {
+        name: segment_loss(segment_logits(list(part), classifier.class_weights().select(own)), labels)
+        for part, (name, _, labels, own) in zip(parts, sets, strict=True)
+    }
+    return StepLoss(config.loss.segment * torch.stack(list(terms.values())).sum(), terms)
+
+
+class _Contexts(NamedTuple):
+    """Context (B, K, D) before and after, where it is `present` (B,) bool: real, and generated from the foreground."""
+
+    real: tuple[Tensor, Tensor]
+    generated: tuple[Tensor, Tensor]
+    present: tuple[Tensor, Tensor]
+
+    def error(self) -> Tensor:
+        """Return the L2 loss of what is generated."""
+        before, after = map(context_loss, self.generated, self.real, self.present)
+        return before + after
+
+    def missed(self) -> tuple[Tensor, Tensor]:
+        """Return what the generators miss of the real context, 0 where there is none.
+
+        Added to what they generate for other segments, it stands in for the noise that they have not: generated
+        context is an expectation, real context varies around it.
+        """
+        before, after = (
+            (real - generated).where(present[:, None, None], 0.0)
+            for real, generated, present in zip(self.real, self.generated, self.present, strict=True)
+        )
+        return before, after
+
+    def background(self) -> tuple[Tensor, Tensor]:
+        """Return the real context; where there is none on one side, that of the other."""
+        (before, after), (has_before, has_after) = self.real, self.present
+        return before.where(has_before[:, None, None], after), after.where(has_after[:, None, None], before)
+
+
+def _contexts(networks: Networks, around: Surroundings, foreground: Tensor) -> _Contexts:
+    before, after = networks.generators(foreground)
+    steps = before.shape[1]
+    real_before = kernels.resample(around.before, around.before_offsets, steps)
+    real_after = kernels.resample(around.after, around.after_offsets, steps)
+    return _Contexts((real_before, real_after), (before, after), (around.has_before, around.has_after))
+
+
+def _synthetic_video(
+    networks: Networks, config: Config, batch: IterationBatch, moment: Tensor, contexts: _Contexts | None
+) -> tuple[Tensor, GroundTruth]:
+    """Make the moments of a batch whole videos (B, steps, D) with their ground truth."""
+    assert batch.moments is not None
+    steps, labels = config.model.steps, batch.moments.labels
+    if batch.placement is None:
+        first, length = torch.zeros_like(labels), torch.full_like(labels, steps)
+        sequence = kernels.resample(batch.moments.rows, batch.moments.offsets, steps)
+        return sequence, synthetic_ground_truth(first, length, labels, steps)
+    first, length = batch.placement
+    if contexts is not None and config.method.context == "background":
+        before, after = contexts.background()
+    else:
+        before, after = networks.generators(moment)
+        if contexts is not None and config.method.real_residual:
+            missed_before, missed_after = contexts.missed()
+            before, after = before + missed_before, after + missed_after
+    sequence = synthesize(before, moment, after, first, length, steps)
+    return sequence, synthetic_ground_truth(first, length, labels, steps)
+
+
+def _synthetic(
+    networks: Networks,
+    config: Config,
+    video: tuple[Tensor, GroundTruth],
+    untrimmed: _Seen | None,
+    class_weights: ClassWeights,
+    contexts: _Contexts | None,
+) -> dict[str, StepLoss]:
+    """Localize moments in their synthetic videos: line 6 of Algorithm 1, or what an ablation keeps of it."""
+    sequence, ground_truth = video
+    if untrimmed is not None:
+        class_weights = class_weights.detach()
+    seen = _see(networks.localizer, config, config.loss, sequence, class_weights, ground_truth)
+    localization, terms = config.loss.synthetic * seen.losses.total, _named(seen.losses, "synthetic_")
+    if untrimmed is None:
+        return {"moments": StepLoss(localization, terms)}
+    if config.method.context != "adversarial":
+        return {"synthetic": StepLoss(localization, terms)}
+    deceived = adversarial_loss(networks.discriminators(seen.maps), seen.background, real=True)
+    generation = config.loss.generation * seen.losses.total + config.loss.generator * deceived
+    generation_terms = {"generator": deceived}
+    if contexts is not None:
+        generation_terms["context"] = contexts.error()
+        generation = generation + config.loss.context * generation_terms["context"]
+    fake, real = seen.maps, untrimmed.maps
+    if not config.method.adversarial_backbone:
+        fake, real = [x.detach() for x in fake], [x.detach() for x in real]
+    told_apart = adversarial_loss(networks.discriminators(fake), seen.background, real=False)
+    told_apart = told_apart + adversarial_loss(networks.discriminators(real), untrimmed.background, real=True)
+    return {
+        "generation": StepLoss(generation, generation_terms),
+        "synthetic": StepLoss(
+            localization + config.loss.discriminator * told_apart, {**terms, "discriminator": told_apart}
+        ),
+    }
+
+
+def synthetic_ground_truth(first: Tensor, length: Tensor, labels: Tensor, steps: int) -> GroundTruth:
+    """Return the ground truth of synthetic videos: exactly where `synthesize` puts the moments."""
+    segments = torch.stack([first, first + length], dim=1) / steps
+    return GroundTruth(segments, labels, torch.arange(len(labels) + 1, device=labels.device))
+
+
+def _resample(segments: SegmentBatch, config: Config) -> Tensor:
+    return kernels.resample(segments.rows, segments.offsets, config.model.moment_steps)
+
+
+def _named(losses: Losses, prefix: str = "") -> dict[str, Tensor]:
+    return {prefix + name: term for name, term in losses._asdict().items() if name != "total"}

@@ -1,0 +1,262 @@
+"""Training of every run that the paper compares: one loop, whose steps the configuration chooses.
+
+A run is a folder: the checkpoint, the training state to go on from, the loss log and its picture. Batch k is
+a pure function of the seed and k, and nothing else is random, so a resumed run repeats an uninterrupted one.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ahernet.checkpoint import save_checkpoint
+from ahernet.config import Config, with_feature_dimension
+from ahernet.data.annotations import Annotations
+from ahernet.data.archive import FeatureArchive
+from ahernet.device import choose_device, cpu_threads
+from ahernet.errors import UserError
+from ahernet.files import claim_folder, make_folder
+from ahernet.prefetch import read_ahead
+from ahernet.training.iteration_batches import IterationBatch, first_main_iteration, phase_of, read_iteration
+from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
+from ahernet.training.steps import CHANGES, step_losses
+from ahernet.training.training_data import TrainingData, build_training_data
+from ahernet.training.training_state import Run, save_state, start_or_resume
+
+# Losses stay on the device for this many iterations: reading them waits for it.
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a finished run is and how it ended.
+
+    Attributes:
+        folder: holds the checkpoint, the training state, the loss log and its picture.
+        iterations: that the network has seen, those of pre-training included.
+        seconds: that this call took; a resumed run counts from the resumption.
+        data: what the run learnt from.
+    """
+
+    folder: Path
+    iterations: int
+    seconds: float
+    data: TrainingData
+
+
+def train(
+    archive: FeatureArchive,
+    annotations: Annotations,
+    out_folder: Path,
+    config: Config,
+    *,
+    subset: str | None = None,
+    classes: Sequence[str] | None = None,
+    moments: FeatureArchive | None = None,
+    moment_labels: Mapping[str, str] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+) -> TrainingResult:
+    """Train a localizer on untrimmed videos, moments or both; checkpoints regularly, at the end, when interrupted.
+
+    The first SIGINT or SIGTERM ends the run after the iteration at hand with a checkpoint; a second stops at
+    once.
+
+    Args:
+        archive: features of untrimmed videos.
+        annotations: their segments in seconds.
+        out_folder: of the run; created if need be.
+        config: settings; a feature dimension of 0 takes the archive's.
+        subset: part of the annotations to train on; all by default.
+        classes: base classes: names whose annotations are used; all that occur in the annotations by default.
+            Nothing is read of the annotations of others.
+        moments: features of moments, for runs that learn from them.
+        moment_labels: class name by id of the moments.
+        resume: go on from the last training state in `out_folder`; starts anew if there is none.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        progress: show what is used and a progress bar on standard error.
+
+    Raises:
+        UserError: nothing to train on; moments that the settings have no use for, or the other way round; features
+            of another dimension than the settings say; `out_folder` holds a run and `resume` is not given, a run of
+            other settings or data, or one that is being written; a loss that is not finite; a full disk.
+        KeyboardInterrupt: the run was interrupted; its checkpoint is written.
+    """
+    began = time.monotonic()
+    config = with_feature_dimension(config, archive.dimension, str(archive.path))
+    data = build_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config.method)
+    where = choose_device(device)
+    if progress:
+        print(data.describe(), file=sys.stderr)
+    make_folder(out_folder)
+    with (
+        claim_folder(out_folder),
+        cpu_threads(config.training.cpu_threads),
+        _deterministic_algorithms(config.training.deterministic),
+    ):
+        run = start_or_resume(out_folder, config, data, where, resume)
+        _iterate(run, data, out_folder, where, progress)
+        # Once more, as a finished run may have been killed before its checkpoint, or be given other inference settings.
+        save_checkpoint(out_folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
+    draw_loss_curve(out_folder / LOG_NAME, out_folder / CURVE_NAME)
+    return TrainingResult(out_folder, run.iteration, time.monotonic() - began, data)
+
+
+def total_iterations(config: Config) -> int:
+    """Return the iterations of a run, pre-training included."""
+    return first_main_iteration(config.method) + config.training.iterations
+
+
+def learning_rate(config: Config, iteration: int) -> float:
+    """Return the learning rate of iteration 0, 1, ...; it decays in the main iterations only."""
+    settings = config.training
+    decays = max(iteration - first_main_iteration(config.method), 0) // settings.decay_every
+    return settings.learning_rate * settings.decay_factor**decays
+
+
+def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, progress: bool) -> None:
+    settings, end = run.config.training, total_iterations(run.config)
+
+    def read(iteration: int) -> IterationBatch:
+        return read_iteration(data.untrimmed, data.moments, run.config, iteration).to(device)
+
+    unread: list[dict[str, torch.Tensor]] = []
+    with (
+        open_loss_log(folder / LOG_NAME, run.iteration) as log,
+        _stop_requests() as stop_requested,
+        read_ahead(read, range(run.iteration, end)) as batches,
+        tqdm(
+            total=end,
+            initial=run.iteration,
+            desc="train",
+            unit="it",
+            smoothing=0,
+            disable=not progress,
+        ) as bar,
+    ):
+        for iteration, batch in batches:
+            unread.append(_iteration(run, batch, iteration))
+            stop = stop_requested()
+            save = stop or run.iteration % settings.checkpoint_every == 0
+            last = run.iteration == end
+            if save or last or run.iteration % LOG_EVERY == 0:
+                entries = _read_losses(unread, run, data)
+                append_to_log(log, entries)
+                bar.set_postfix(
+                    {"phase": phase_of(run.config.method, iteration), "loss": f"{entries[-1]['total']:.4f}"},
+                    refresh=False,
+                )
+                bar.update(len(unread))
+                unread.clear()
+            if save or last:
+                save_state(folder, run, data)
+            if stop and not last:
+                raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
+
+
+def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:
+    """Do all steps of one iteration and return the terms of their losses, still on the device."""
+    settings, phase = run.config.training, phase_of(run.config.method, iteration)
+    rate = learning_rate(run.config, iteration)
+    localizer, *adversaries = run.optimizer.param_groups
+    localizer["lr"] = rate
+    for group in adversaries:
+        group["lr"] = rate * (settings.adversarial_rate if phase == "main" else 1.0)
+    device = next(run.networks.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        steps = step_losses(run.networks, run.config, batch, phase, run.rows)
+    run.optimizer.zero_grad(set_to_none=True)
+    for name, step in steps.items():
+        changed = [parameter for part in CHANGES[name] for parameter in run.networks.part(part).parameters()]
+        # Steps share forward passes, whose graphs are needed until the last of them.
+        step.loss.backward(inputs=changed, retain_graph=True)  # type: ignore[no-untyped-call]
+    if settings.gradient_clip > 0:
+        for network in run.networks.children():
+            nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+    run.optimizer.step()
+    run.update_average()
+    run.iteration = iteration + 1
+    terms = {name: term.detach() for step in steps.values() for name, term in step.terms.items()}
+    return {"total": torch.stack([step.loss.detach() for step in steps.values()]).sum(), **terms}
+
+
+def _read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:
+    """Bring the last losses to the host as entries of the log; refuse what is not finite."""
+    values = torch.cat([torch.stack(list(terms.values())).float() for terms in unread]).tolist()
+    first = run.iteration - len(unread)
+    entries = []
+    for iteration, terms in enumerate(unread, start=first):
+        losses = {name: values.pop(0) for name in terms}
+        if not torch.tensor(list(losses.values())).isfinite().all():
+            raise UserError(_not_finite(iteration, losses, run.config, data))
+        entries.append({"iteration": iteration + 1, **losses, "learning_rate": learning_rate(run.config, iteration)})
+    return entries
+
+
+def _not_finite(iteration: int, losses: dict[str, float], config: Config, data: TrainingData) -> str:
+    """Say what made a loss not finite: features, or else the settings."""
+    batch = read_iteration(data.untrimmed, data.moments, config, iteration)
+    named = ", ".join(f"{term} {value}" for term, value in losses.items())
+    what = f"loss not finite at iteration {iteration + 1} ({named})"
+    ids: list[str] = []
+    for part, source in ((batch.untrimmed, data.untrimmed), (batch.moments, data.moments)):
+        if part is None or source is None:
+            continue
+        whole = torch.stack([rows.isfinite().all() for rows in part.rows.tensor_split(part.offsets[1:-1])])
+        broken = dict.fromkeys(name for name, good in zip(part.video_ids, whole.tolist(), strict=True) if not good)
+        if broken:
+            return f"{source.archive.path}: {what}: features that are not finite in {', '.join(map(repr, broken))}"
+        ids += part.video_ids
+    return (
+        f"{data.untrimmed.archive.path}: {what}: videos {', '.join(map(repr, ids))}; "
+        f"a smaller training.learning_rate or a training.gradient_clip may help"
+    )
+
+
+@contextmanager
+def _deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Let torch use deterministic algorithms only, if wanted; on a CPU it does so anyway."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether SIGINT or SIGTERM came; a second one raises KeyboardInterrupt.
+
+    Signals reach the main thread only, so that elsewhere nothing is ever requested.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

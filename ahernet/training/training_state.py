@@ -1,0 +1,147 @@
+"""The state of a run: what changes while training, how it is kept on disk and taken up again."""
+
+import pickle
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
+from ahernet.config import Config, config_to_dict
+from ahernet.errors import UserError
+from ahernet.files import replace_when_complete
+from ahernet.model.localizer import Localizer
+from ahernet.training.iteration_batches import first_main_iteration
+from ahernet.training.steps import ClassRows, Networks
+from ahernet.training.training_data import TrainingData
+
+STATE_NAME = "training_state.pt"
+STATE_FORMAT = "ahernet training state 2"
+# A resumed run may change these; everything else must be as it was.
+FREE_ON_RESUME = ("preset", "training.iterations", "training.checkpoint_every", "inference.")
+
+
+@dataclass
+class Run:
+    """What changes while training: the networks, their optimizer, and how many iterations they have seen.
+
+    Attributes:
+        config: settings, fixed.
+        rows: which of the network's classes untrimmed videos and moments have, fixed.
+        networks: that are trained.
+        average: running mean of the localizer's parameters over the iterations, if the settings ask for it.
+        optimizer: of all networks.
+        iteration: how many iterations the networks have seen.
+    """
+
+    config: Config
+    rows: ClassRows
+    networks: Networks
+    average: Localizer | None
+    optimizer: torch.optim.Optimizer
+    iteration: int
+
+    def best_localizer(self) -> Localizer:
+        """Return the localizer to use: the average where there is one."""
+        return self.networks.localizer if self.average is None else self.average
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average, if there is one, towards the parameters."""
+        if self.average is None:
+            return
+        weight = 1 - self.config.training.average
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.localizer.parameters()), weight)
+
+
+def start_or_resume(folder: Path, config: Config, data: TrainingData, device: torch.device, resume: bool) -> Run:
+    """Return a new run, or with `resume` the one in `folder` if it holds one.
+
+    Raises:
+        UserError: the folder holds a run and `resume` is not given, or one of other settings or data.
+    """
+    path = folder / STATE_NAME
+    if not resume and (path.exists() or (folder / CHECKPOINT_NAME).exists()):
+        raise UserError(f"{folder}: holds a run already, give another folder or resume it")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        networks = Networks(config, len(data.classes)).to(device)
+    average = deepcopy(networks.localizer).requires_grad_(False) if config.training.average else None
+    groups = [{"params": list(network.parameters())} for network in networks.children()]
+    optimizer = torch.optim.Adam(groups, lr=config.training.learning_rate, fused=True)
+    rows = ClassRows(*(torch.tensor(numbers, device=device) for numbers in (data.base_rows, data.moment_rows)))
+    run = Run(config, rows, networks, average, optimizer, 0)
+    if resume and path.exists():
+        _load_state(path, run, data)
+    return run
+
+
+def save_state(folder: Path, run: Run, data: TrainingData) -> None:
+    """Write the training state and the checkpoint of a run.
+
+    Raises:
+        UserError: the folder cannot be written, because the disk is full for instance.
+    """
+    state = {
+        "format": STATE_FORMAT,
+        "iteration": run.iteration,
+        "config": config_to_dict(run.config),
+        "data": data.fingerprint(),
+        "networks": run.networks.state_dict(),
+        "average": None if run.average is None else run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    with replace_when_complete(folder / STATE_NAME) as path:
+        try:
+            torch.save(state, path)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise UserError(f"{folder / STATE_NAME}: cannot write, is the disk full?") from error
+    save_checkpoint(folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
+
+
+def _load_state(path: Path, run: Run, data: TrainingData) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: truncated or not a training state ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise UserError(f"{path}: not a training state of this version (expected {STATE_FORMAT!r})")
+    try:
+        _take_over(state, path, run, data)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged training state ({reason})") from error
+
+
+def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) -> None:
+    """Go on where `state` is, if it is of the same settings and data."""
+    before, now = _flat(state["config"]), _flat(config_to_dict(run.config))
+    for key in now:
+        if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME):
+            raise UserError(f"{path}: the run to resume has {key} = {before.get(key)!r}, the settings say {now[key]!r}")
+    if state["data"] != data.fingerprint():
+        raise UserError(f"{path}: the run to resume was trained on other videos, segments, moments or classes")
+    done = state["iteration"] - first_main_iteration(run.config.method)
+    if done > run.config.training.iterations:
+        raise UserError(
+            f"training.iterations: expected at least {done}, where the run to resume is, "
+            f"got {run.config.training.iterations}"
+        )
+    run.networks.load_state_dict(state["networks"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.iteration = state["iteration"]
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+        else:
+            flat[key] = value
+    return flat
