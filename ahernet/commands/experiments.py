@@ -13,7 +13,11 @@ from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 
 def _add_experiment(parser: ArgumentParser) -> None:
-    parser.add_argument("table", choices=("runs", "transfer"), help="runs of table 2, or transfer variants of table 1")
+    parser.add_argument(
+        "table",
+        choices=("runs", "transfer", "departures"),
+        help="runs of table 2, transfer variants of table 1, or departures of the preset from the paper, each undone",
+    )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for data and finished runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write with every number")
     parser.add_argument(

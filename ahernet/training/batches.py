@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from ahernet.training.losses import GroundTruth
 from ahernet.video_time import seconds_to_unit
 
 NAMED = 5
+SHARE_STREAM = 4  # of random numbers
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,27 @@ class TrainingSet:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
+    def share(self, share: float, seed: int) -> "TrainingSet":
+        """Return a random share of the videos, at least one; larger shares of a seed hold the smaller ones."""
+        count = max(1, round(share * len(self)))
+        chosen = np.sort(np.random.default_rng([seed, SHARE_STREAM]).permutation(len(self))[:count])
+        source, offsets = self._segment_rows(chosen)
+        return replace(
+            self,
+            positions=self.positions[chosen],
+            segments=self.segments[source],
+            labels=self.labels[source],
+            offsets=offsets,
+            summary=replace(self.summary, usable_videos=count, usable_segments=len(source)),
+        )
+
+    def _segment_rows(self, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of `segments` of some videos, one after the other, and the offsets of each among them."""
+        counts = np.diff(self.offsets)[members]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        # Start of the segment's video plus its rank in the video.
+        return np.repeat(self.offsets[members] - offsets[:-1], counts) + np.arange(offsets[-1]), offsets
+
     def members(self, seed: int, iteration: int, batch_size: int) -> NDArray[np.int64]:
         """Return the videos (rows of `positions`) of one batch; depends on nothing but the arguments."""
         return batch_members(seed, iteration, batch_size, len(self))
@@ -126,10 +148,7 @@ class TrainingSet:
         """Read the features and the ground truth of some videos."""
         positions = self.positions[members].tolist()
         rows, offsets = self.archive.read(positions)
-        counts = np.diff(self.offsets)[members]
-        gt_offsets = np.concatenate([[0], np.cumsum(counts)])
-        # Row of `segments` for each row of the batch: start of its video plus its rank in the video.
-        source = np.repeat(self.offsets[members] - gt_offsets[:-1], counts) + np.arange(gt_offsets[-1])
+        source, gt_offsets = self._segment_rows(members)
         return Batch(
             tuple(self.archive.ids[position] for position in positions),
             torch.from_numpy(rows),

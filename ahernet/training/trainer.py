@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -30,7 +30,7 @@ from ahernet.training.iteration_batches import IterationBatch, first_main_iterat
 from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
 from ahernet.training.steps import CHANGES, step_losses
 from ahernet.training.training_data import TrainingData, build_training_data
-from ahernet.training.training_state import Run, save_state, start_or_resume
+from ahernet.training.training_state import Run, save_state, set_learning_rates, start_or_resume
 
 # Losses stay on the device for this many iterations: reading them waits for it.
 LOG_EVERY = 10
@@ -95,6 +95,8 @@ def train(
     began = time.monotonic()
     config = with_feature_dimension(config, archive.dimension, str(archive.path))
     data = build_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config.method)
+    if config.method.annotated_share < 1:
+        data = replace(data, untrimmed=data.untrimmed.share(config.method.annotated_share, config.training.seed))
     where = choose_device(device)
     if progress:
         print(data.describe(), file=sys.stderr)
@@ -167,11 +169,9 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
 def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:
     """Do all steps of one iteration and return the terms of their losses, still on the device."""
     settings, phase = run.config.training, phase_of(run.config.method, iteration)
+    adversaries = settings.adversarial_rate if phase == "main" else 1.0
     rate = learning_rate(run.config, iteration)
-    localizer, *adversaries = run.optimizer.param_groups
-    localizer["lr"] = rate
-    for group in adversaries:
-        group["lr"] = rate * (settings.adversarial_rate if phase == "main" else 1.0)
+    set_learning_rates(run.optimizer, rate, settings.classifier_rate, adversaries)
     device = next(run.networks.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         steps = step_losses(run.networks, run.config, batch, phase, run.rows)

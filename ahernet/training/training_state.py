@@ -69,13 +69,29 @@ def start_or_resume(folder: Path, config: Config, data: TrainingData, device: to
         torch.manual_seed(config.training.seed)
         networks = Networks(config, len(data.classes)).to(device)
     average = deepcopy(networks.localizer).requires_grad_(False) if config.training.average else None
-    groups = [{"params": list(network.parameters())} for network in networks.children()]
-    optimizer = torch.optim.Adam(groups, lr=config.training.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(_parameter_groups(networks), lr=config.training.learning_rate, fused=True)
     rows = ClassRows(*(torch.tensor(numbers, device=device) for numbers in (data.base_rows, data.moment_rows)))
     run = Run(config, rows, networks, average, optimizer, 0)
     if resume and path.exists():
         _load_state(path, run, data)
     return run
+
+
+def _parameter_groups(networks: Networks) -> list[dict[str, Any]]:
+    """Return the parameters by what their learning rate depends on: `set_learning_rates` names the groups."""
+    classifier = list(networks.localizer.segment_classifier.parameters())
+    own = {id(parameter) for parameter in classifier}
+    return [
+        {"params": [parameter for parameter in networks.localizer.parameters() if id(parameter) not in own]},
+        {"params": classifier},
+        {"params": [*networks.generators.parameters(), *networks.discriminators.parameters()]},
+    ]
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float, classifier: float, adversaries: float) -> None:
+    """Set the learning rate, for W_regv times `classifier`, for generators and discriminators times `adversaries`."""
+    for group, factor in zip(optimizer.param_groups, (1.0, classifier, adversaries), strict=True):
+        group["lr"] = rate * factor
 
 
 def save_state(folder: Path, run: Run, data: TrainingData) -> None:
