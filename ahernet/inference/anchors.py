@@ -23,8 +23,10 @@ class AnchorStep(Step):
 
     def __init__(self, model: Localizer, config: InferenceConfig, class_rows: Tensor | None = None) -> None:
         with torch.no_grad():
-            class_weights = model.class_weights()
-        super().__init__(model, config, class_weights, class_rows)
+            rows = model.segment_classifier.class_weights()
+            # Chosen before the transfer, whose product rounds by how many rows it has.
+            class_weights = model.transfer(rows if class_rows is None else rows.select(class_rows))
+        super().__init__(model, config, class_weights, None)
         self.heads = deepcopy(model.heads).to(self.precision).requires_grad_(False)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)

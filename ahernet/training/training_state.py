@@ -52,8 +52,9 @@ class Run:
         """Move the average, if there is one, towards the parameters."""
         if self.average is None:
             return
-        weight = 1 - self.config.training.average
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.localizer.parameters()), weight)
+        weight, localizer = 1 - self.config.training.average, self.networks.localizer
+        torch._foreach_lerp_(list(self.average.parameters()), list(localizer.parameters()), weight)
+        torch._foreach_copy_(list(self.average.buffers()), list(localizer.buffers()))
 
 
 def start_or_resume(folder: Path, config: Config, data: TrainingData, device: torch.device, resume: bool) -> Run:

@@ -250,8 +250,9 @@ def resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
 
     Args:
         features: `(R, D)` rows of all videos; fp16, bf16 or fp32.
-        offsets: `(B + 1,)` int64 with `offsets[0] = 0` and `offsets[B] = R`; rows `offsets[b]:offsets[b + 1]`
-            belong to video b. A video of one row repeats it; one without rows gives zeros.
+        offsets: `(B + 1,)` int64 with `offsets[0] = 0` and `offsets[B] <= R`; rows `offsets[b]:offsets[b + 1]`
+            belong to video b, rows from `offsets[B]` on to none. A video of one row repeats it; one without rows
+            gives zeros.
         steps: T >= 1, the number of output steps.
 
     Returns:

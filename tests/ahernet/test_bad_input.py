@@ -446,7 +446,7 @@ def test_a_training_state_that_runs_code_is_refused(world, box, tmp_path, refuse
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("entry", ["config", "iteration", "model", "optimizer"])
+@pytest.mark.parametrize("entry", ["config", "iteration", "data", "networks", "optimizer"])
 def test_a_training_state_of_wrong_entries_is_named(entry, world, run, box, tmp_path, refused):
     state = torch.load(run / "training_state.pt", weights_only=True)
     torch.save({**state, entry: None}, box / "training_state.pt")

@@ -103,7 +103,8 @@ def test_the_example_of_a_command_is_one_that_the_parser_accepts(name, capsys):
 def test_help_of_settings_says_what_the_presets_have(capsys):
     main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--training.iterations VALUE length of the run. (paper: 15000, tiny: 500)" in text
+    what = "main iterations, after those of pre-training."
+    assert f"--training.iterations VALUE {what} (paper: 15000, tuned: 15000, tiny: 500)" in text
 
 
 def test_version(capsys):

@@ -56,7 +56,7 @@ def test_an_empty_dictionary_is_the_paper_preset():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"preset": "tinny"}, ["preset: expected one of paper, tiny, got 'tinny'", "did you mean tiny?"]),
+        ({"preset": "tinny"}, ["preset: expected one of paper, tuned, tiny, got 'tinny'", "did you mean tiny?"]),
         ({"preset": 3}, ["preset: expected a name, got 3"]),
         ({"trainin": {}}, ["trainin: unknown key (did you mean training?)", "one of preset, model"]),
         ({"training": {"batchsize": 4}}, ["training.batchsize: unknown key (did you mean batch_size?)"]),

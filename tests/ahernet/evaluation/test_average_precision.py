@@ -7,52 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_rows import Found, Truth, annotations_of, detections_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahernet.data.annotations import Annotations, VideoAnnotations, read_annotations
+from ahernet.data.annotations import read_annotations
 from ahernet.data.detections import Detections, read_detections
 from ahernet.errors import UserError
 from ahernet.evaluation import average_precision as module
 from ahernet.evaluation.average_precision import TIOU_THRESHOLDS, average_precision
 
 CLASSES = ("a", "b", "c")
-
-# One detection or ground truth: (video, label, start, end), and a score for detections.
-Truth = tuple[str, str, float, float]
-Found = tuple[str, str, float, float, float]
-
-
-def annotations_of(truths: list[Truth], videos: tuple[str, ...] = ()) -> Annotations:
-    rows: dict[str, list[Truth]] = {video: [] for video in videos}
-    for truth in truths:
-        rows.setdefault(truth[0], []).append(truth)
-    return Annotations(
-        {
-            video: VideoAnnotations(
-                video,
-                "validation",
-                100.0,
-                np.array([row[2:4] for row in own], np.float64).reshape(-1, 2),
-                tuple(row[1] for row in own),
-            )
-            for video, own in rows.items()
-        },
-        "made.json",
-    )
-
-
-def detections_of(found: list[Found], videos: tuple[str, ...] = ()) -> Detections:
-    video_ids = tuple(dict.fromkeys([*videos, *(row[0] for row in found)]))
-    classes = tuple(dict.fromkeys(row[1] for row in found))
-    return Detections(
-        video_ids=video_ids,
-        classes=classes,
-        video=np.array([video_ids.index(row[0]) for row in found], np.int64),
-        label=np.array([classes.index(row[1]) for row in found], np.int64),
-        segments=np.array([row[2:4] for row in found], np.float64).reshape(-1, 2),
-        scores=np.array([row[4] for row in found], np.float64),
-    )
 
 
 def tiou_of(start: float, end: float, other_start: float, other_end: float) -> float:

@@ -5,6 +5,7 @@ import pytest
 
 from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import TIOU_THRESHOLDS, AveragePrecision
+from ahernet.evaluation.average_recall import AverageRecall
 from ahernet.evaluation.report import coverage, format_report, report_dictionary
 
 
@@ -23,6 +24,19 @@ def result_of(
         scored=("s", "t"),
         missing=missing,
         unknown=unknown,
+    )
+
+
+def recall_of(max_proposals: int = 100) -> AverageRecall:
+    """At n proposals per video the average recall is 0.004 * n."""
+    proposals = np.arange(1, 101) * max_proposals / 100
+    return AverageRecall(
+        thresholds=np.array([0.5, 0.9]),
+        proposals_per_video=proposals,
+        recall=proposals * np.array([[0.006], [0.002]]),
+        scored=("s", "t"),
+        missing=(),
+        unknown=(),
     )
 
 
@@ -94,3 +108,28 @@ def test_dictionary_is_plain_json_with_fractions() -> None:
         "average": 0.6,
     }
     assert content["videos"] == {"scored": 2, "missing": ["m"], "unknown": ["u"]}
+
+
+def test_recall_adds_one_last_line_in_percent() -> None:
+    groups = {"novel": ["b"]}
+    without = format_report(result_of({"a": 0.2, "b": 0.6}), groups)
+    text = format_report(result_of({"a": 0.2, "b": 0.6}), groups, recall_of())
+    # The area from 1 to 100 below a line through 0: (100 ** 2 - 1 ** 2) / 2 * 0.004 / 100.
+    assert text == without + "\nproposals: AR@1 0.40, AR@10 4.00, AR@100 40.00, AUC 20.00 %"
+
+
+@pytest.mark.parametrize(("max_proposals", "shown"), [(10, ["1", "10"]), (50, ["1", "10"]), (200, ["10", "100"])])
+def test_recall_is_shown_at_points_of_the_curve_alone(max_proposals: int, shown: list[str]) -> None:
+    line = format_report(result_of({"a": 0.5}), recall=recall_of(max_proposals)).splitlines()[-1]
+    assert [word.removeprefix("AR@") for word in line.split() if word.startswith("AR@")] == shown
+    content = report_dictionary(result_of({"a": 0.5}), recall=recall_of(max_proposals))
+    assert list(content["proposals"]["average_recall"]) == shown
+
+
+def test_dictionary_has_recall_as_fractions_where_it_was_computed() -> None:
+    content = json.loads(json.dumps(report_dictionary(result_of({"a": 0.2}), recall=recall_of())))
+    assert content["proposals"] == {
+        "average_recall": {"1": 0.004, "10": 0.04, "100": 0.4},
+        "area": pytest.approx(0.19998),
+    }
+    assert "proposals" not in report_dictionary(result_of({"a": 0.2}))

@@ -6,6 +6,7 @@ from ahernet.config import ModelConfig
 from ahernet.model.anchors import scale_cells, scale_channels
 from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
+from ahernet.model.segment_classifier import pool_segments, segment_logits
 
 CONFIG = ModelConfig(feature_dimension=10, width=1 / 128, minimum_channels=3)
 
@@ -65,8 +66,9 @@ def test_predicted_overlap_starts_low_and_offsets_near_zero(localizer):
 
 def test_segment_classifier_averages_the_map_and_gives_logits_per_scale(localizer):
     maps = localizer.backbone(torch.randn(2, 256, 10))
-    weights, biases = localizer.segment_classifier.class_weights()
-    for x, weight, bias, got in zip(maps, weights, biases, localizer.segment_classifier(maps), strict=True):
+    weights, biases = class_weights = localizer.segment_classifier.class_weights()
+    logits = segment_logits(pool_segments(maps), class_weights)
+    for x, weight, bias, got in zip(maps, weights, biases, logits, strict=True):
         torch.testing.assert_close(got, x.mean(dim=2) @ weight.T + bias)
 
 

@@ -136,7 +136,11 @@ def test_a_batch_holds_the_rows_and_the_ground_truth_of_its_videos(archive):
     assert batch.ground_truth.labels.tolist() == [1, 0, 2, 1, 0, 1, 0, 2]
     assert batch.ground_truth.segments.dtype == torch.float32
     np.testing.assert_allclose(batch.ground_truth.segments[3:5], [[0.1, 0.2], [0.3, 0.4]], rtol=1e-6)
-    assert batch.to(torch.device("cpu")) is batch
+    moved = batch.to(torch.device("cpu"))
+    assert type(moved) is type(batch)
+    assert moved.video_ids == batch.video_ids
+    for a, b in zip([*moved[1:3], *moved.ground_truth], [*batch[1:3], *batch.ground_truth], strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_fingerprint_tells_training_sets_apart(archive):
@@ -154,12 +158,13 @@ def test_the_fingerprint_tells_training_sets_apart(archive):
     batch_size=st.integers(1, 20),
     count=st.integers(1, 30),
     epochs=st.integers(1, 4),
+    stream=st.integers(0, 3),
 )
-def test_every_epoch_holds_every_video_once(seed, batch_size, count, epochs):
+def test_every_epoch_holds_every_video_once(seed, batch_size, count, epochs, stream):
     iterations = math.ceil(epochs * count / batch_size)
-    stream = np.concatenate([batch_members(seed, k, batch_size, count) for k in range(iterations)])
+    order = np.concatenate([batch_members(seed, k, batch_size, count, stream) for k in range(iterations)])
     for epoch in range(epochs):
-        assert sorted(stream[epoch * count : (epoch + 1) * count]) == list(range(count))
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 @given(st.integers(0, 1000), st.integers(0, 10_000))
@@ -169,6 +174,6 @@ def test_a_batch_depends_on_seed_and_iteration_only(seed, iteration):
     np.testing.assert_array_equal(batch_members(seed, iteration, 16, 100), batch)
 
 
-def test_epochs_and_seeds_differ():
-    epochs = [tuple(batch_members(seed, k, 50, 50)) for seed in (0, 1) for k in (0, 1)]
-    assert len(set(epochs)) == 4
+def test_epochs_seeds_and_streams_differ():
+    epochs = [tuple(batch_members(seed, k, 50, 50, stream)) for seed in (0, 1) for k in (0, 1) for stream in (0, 1)]
+    assert len(set(epochs)) == 8

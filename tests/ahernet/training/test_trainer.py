@@ -7,111 +7,318 @@ import sys
 import textwrap
 import threading
 import time
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from training_worlds import BASE, DIMENSION, open_world, same_states, same_weights, small_config, train_in
 
 from ahernet.checkpoint import load_checkpoint
-from ahernet.config import PRESETS, Config, config_from_dict
-from ahernet.data.annotations import Annotations, VideoAnnotations, write_annotations
+from ahernet.config import PRESETS, Config, config_to_dict
+from ahernet.data.annotations import Annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
-from ahernet.evaluation.average_precision import average_precision
-from ahernet.inference import localize
-from ahernet.training import supervised
-from ahernet.training.loss_log import read_loss_log
-from ahernet.training.supervised import learning_rate, train
+from ahernet.training import trainer
+from ahernet.training.iteration_batches import phase_of, read_iteration
+from ahernet.training.loss_log import draw_loss_curve, read_loss_log
+from ahernet.training.steps import step_losses
+from ahernet.training.trainer import learning_rate
+from ahernet.training.training_data import build_training_data
+from ahernet.training.training_state import start_or_resume
 
-DIMENSION = 8
-SMALL = {
-    "preset": "tiny",
-    "model": {"width": 1 / 256, "minimum_channels": 4, "steps": 128},
-    "training": {"batch_size": 4, "iterations": 20, "checkpoint_every": 6, "decay_every": 7},
-}
-
-
-def _config(**training):
-    config = config_from_dict(SMALL)
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
-
-
-def _write_world(folder, videos=8, seed=0):
-    """Videos of noise in which each class adds a pattern of its own; about a second per two rows."""
-    rng = np.random.default_rng(seed)
-    patterns = rng.normal(size=(3, DIMENSION)) * 1.5
-    truth = {}
-    with ArchiveWriter(folder / "features.h5", dimension=DIMENSION) as writer:
-        for k in range(videos):
-            length = int(rng.integers(100, 200))
-            features = rng.normal(size=(length, DIMENSION)) * 0.3
-            start, label = int(rng.integers(5, 50)), int(rng.integers(3))
-            end = start + int(rng.integers(20, 45))
-            features[start:end] += patterns[label]
-            writer.add(f"v{k}", features, length / 2)
-            truth[f"v{k}"] = VideoAnnotations(
-                f"v{k}", "training", length / 2, np.array([[start / 2, end / 2]]), (f"class{label}",)
-            )
-    annotations = Annotations(truth, "world")
-    write_annotations(folder / "truth.json", annotations)
-    return annotations
+# Every phase and every step of the method, a few iterations each.
+PHASES = {"method": {"pretrain_iterations": 3, "context_iterations": 3}, "training": {"iterations": 4}}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    annotations = _write_world(folder)
-    with open_archive(folder / "features.h5") as archive:
-        yield archive, annotations
+    with open_world(tmp_path_factory.mktemp("world")) as opened:
+        yield opened
 
 
-def _train(world, folder, config, **options):
-    return train(*world, folder, config, device="cpu", progress=False, **options)
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """The folder of a run of all phases."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_in(world, folder, small_config("aher", **PHASES))
+    return folder
 
 
-def _same_weights(one, other):
-    a, b = load_checkpoint(one).model.state_dict(), load_checkpoint(other).model.state_dict()
-    return all(torch.equal(a[name], b[name]) for name in a)
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Drawing the losses takes longer than these runs."""
+    monkeypatch.setattr(trainer, "draw_loss_curve", lambda log, picture: None)
 
 
-def test_a_network_overfits_a_handful_of_videos(world, tmp_path):
-    archive, annotations = world
-    config = config_from_dict({"preset": "tiny", "training": {"iterations": 150, "batch_size": 8, "decay_every": 110}})
-    _train(world, tmp_path, config)
-    detections = localize(archive, load_checkpoint(tmp_path), device="cpu", progress=False)
-    assert average_precision(detections, annotations).mean > 0.95
+def _config(run="aher*", **training):
+    return small_config(run, training=training)
 
 
-def test_training_in_bfloat16_works_and_keeps_float32_weights(world, tmp_path):
-    _train(world, tmp_path, _config(iterations=3, precision="bfloat16"))
-    assert load_checkpoint(tmp_path).model.backbone.stem[0].weight.dtype == torch.float32
-    assert all(np.isfinite(entry["total"]) for entry in read_loss_log(tmp_path / "losses.jsonl"))
+# --- resuming ---------------------------------------------------------------------------------------------------
+
+
+def _train_until(world, folder, config, iteration, monkeypatch, **options):
+    """Train until a signal comes during some iteration."""
+    step = trainer._iteration
+
+    def interrupted(run, batch, number):
+        if number == iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(run, batch, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "_iteration", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=rf"stopped after iteration {iteration + 1}; .* can be resumed"):
+            train_in(world, folder, config, **options)
+
+
+def test_a_run_stopped_in_any_phase_goes_on_bit_for_bit(world, tmp_path, monkeypatch):
+    config = small_config("aher", **PHASES | {"training": {"iterations": 4, "average": 0.9}})
+    train_in(world, tmp_path / "straight", config)
+    for phase, iteration in {"localizer": 1, "generators": 4, "main": 8}.items():
+        assert phase_of(config.method, iteration) == phase
+        _train_until(world, tmp_path / phase, config, iteration, monkeypatch)
+        assert not same_states(tmp_path / phase, tmp_path / "straight")
+        assert len(read_loss_log(tmp_path / phase / "losses.jsonl")) == iteration + 1
+        load_checkpoint(tmp_path / phase)
+        assert train_in(world, tmp_path / phase, config, resume=True).iterations == 10
+        assert same_weights(tmp_path / phase, tmp_path / "straight")
+        assert same_states(tmp_path / phase, tmp_path / "straight")
+        logs = [read_loss_log(tmp_path / name / "losses.jsonl") for name in (phase, "straight")]
+        assert logs[0] == logs[1]
+
+
+def test_a_run_stopped_again_and_again_goes_on_bit_for_bit(world, tmp_path, finished, monkeypatch):
+    config = small_config("aher", **PHASES)
+    for iteration in (2, 5, 6):  # the last of each pre-training, and the first of the main ones
+        _train_until(world, tmp_path, config, iteration, monkeypatch, resume=True)
+    train_in(world, tmp_path, config, resume=True)
+    assert same_states(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"method": {**PHASES["method"], "maximum_share": 0.8}}, {}),
+        ({"method": {**PHASES["method"], "context_iterations": 4}}, {}),
+        ({"loss": {"generator": 0.3}}, {}),
+        ({"training": {"iterations": 4, "average": 0.5}}, {}),
+        ({}, {"moment_labels": {"v0_002": "novel0", "v2_001": "novel1"}}),
+    ],
+)
+def test_resuming_with_another_method_or_other_moments_is_refused(world, finished, changes, options):
+    with pytest.raises(UserError, match=r"the run to resume (has|was trained on)"):
+        train_in(world, finished, small_config("aher", **PHASES | changes), resume=True, **options)
+
+
+# --- what is missing, or too much -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "words"),
+    [
+        ("aher", {"moments": None, "moment_labels": None}, r"method\.moments: localized, but no moments with labels"),
+        ("aher", {"moment_labels": None}, r"method\.moments: localized, but no moments with labels"),
+        ("aher", {"moment_labels": {"elsewhere": "novel0"}}, r"moments\.h5: has none of the 1 labelled moments"),
+        ("aher*", {"moments": ..., "moment_labels": ...}, r"method\.moments: none, but moments are given"),
+    ],
+)
+def test_moments_that_are_missing_or_of_no_use_are_refused_before_anything_is_written(
+    world, tmp_path, run, options, words
+):
+    given = {"moments": world.moments, "moment_labels": world.novel_labels}
+    options = {name: given[name] if value is ... else value for name, value in options.items()}
+    with pytest.raises(UserError, match=words):
+        train_in(world, tmp_path / "run", _config(run), **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_moments_of_another_dimension_are_refused(world, tmp_path):
+    with ArchiveWriter(tmp_path / "wide.h5", dimension=DIMENSION + 1) as writer:
+        writer.add("m", np.zeros((3, DIMENSION + 1)))
+    with (
+        open_archive(tmp_path / "wide.h5") as wide,
+        pytest.raises(UserError, match=r"wide\.h5: moments have 9 values a row, untrimmed videos 8"),
+    ):
+        train_in(world, tmp_path / "run", _config("aher"), moments=wide, moment_labels={"m": "novel0"})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("archive", "broken"), [("archive", "v1"), ("moments", "v6_000")])
+def test_features_that_are_not_finite_are_named_with_their_archive(world, tmp_path, monkeypatch, archive, broken):
+    read, of_archive = type(world.archive).read, getattr(world, archive)
+
+    def broken_read(self, positions):
+        rows, offsets = read(self, positions)
+        for k, position in enumerate(positions):
+            if self is of_archive and self.ids[position] == broken:
+                rows[offsets[k]] = np.nan
+        return rows, offsets
+
+    monkeypatch.setattr(type(world.archive), "read", broken_read)
+    with pytest.raises(UserError, match=rf"^{of_archive.path}: .*features that are not finite in '{broken}'"):
+        train_in(world, tmp_path, _config("aher"))
+
+
+# --- settings of the optimization -------------------------------------------------------------------------------
+
+
+def _state(world, folder, config):
+    moments = () if config.method.moments == "none" else (world.moments, world.novel_labels)
+    data = build_training_data(world.archive, world.annotations, BASE, *(moments or (None, None)), config.method)
+    return start_or_resume(folder, config, data, torch.device("cpu"), resume=False), data
+
+
+def _moved(world, folder, config, iteration):
+    """How far the first step of Adam takes each part: the learning rate, where there is a gradient."""
+    run, data = _state(world, folder, config)
+    before = deepcopy(run.networks)
+    trainer._iteration(run, read_iteration(data.untrimmed, data.moments, config, iteration), iteration)
+    return {
+        part: max(
+            (a - b).abs().max().item()
+            for a, b in zip(run.networks.part(part).parameters(), before.part(part).parameters(), strict=True)
+        )
+        for part in ("backbone", "segment_classifier", "transfer", "heads", "generators", "discriminators")
+    }
+
+
+def test_each_part_learns_at_its_rate(world, tmp_path):
+    rates = {"learning_rate": 0.01, "classifier_rate": 0.3, "adversarial_rate": 0.1}
+    config = small_config("aher", **PHASES | {"training": {"iterations": 4, **rates}})
+    localizer = {"backbone": 1.0, "segment_classifier": 0.3, "transfer": 1.0, "heads": 1.0}
+    nothing = dict.fromkeys([*localizer, "generators", "discriminators"], 0.0)
+    for iteration, expected in (
+        (0, {**nothing, **localizer}),
+        (3, {**nothing, "generators": 1.0}),
+        (6, {**localizer, "generators": 0.1, "discriminators": 0.1}),
+    ):
+        moved = _moved(world, tmp_path, config, iteration)
+        assert moved == {part: pytest.approx(0.01 * factor, rel=1e-3) for part, factor in expected.items()}
+
+
+def test_gradients_of_every_network_are_clipped(world, tmp_path, monkeypatch):
+    config = small_config("aher", method={"context_iterations": 0}, training={"gradient_clip": 1e-3})
+    run, data = _state(world, tmp_path, config)
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    trainer._iteration(run, read_iteration(data.untrimmed, data.moments, config, 0), 0)
+    for network in run.networks.children():
+        norm = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm()
+        assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_decays_in_the_main_iterations_only():
+    config = small_config("aher", method={"pretrain_iterations": 20, "context_iterations": 10})
+    rates = [learning_rate(config, k) / config.training.learning_rate for k in (0, 29, 30, 36, 37, 44)]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.01])
+
+
+def test_the_checkpoint_holds_the_average_of_the_parameters(world, tmp_path):
+    """p' = w p' + (1 - w) p after every iteration, from the initial parameters."""
+    weight = 0.7
+    config = small_config("aher", **PHASES | {"training": {"iterations": 2}})
+    run, _ = _state(world, tmp_path / "initial", config)
+    expected = {name: parameter.detach().clone() for name, parameter in run.networks.localizer.named_parameters()}
+    seen = []
+    step = trainer._iteration
+    with pytest.MonkeyPatch.context() as patched:
+
+        def watched(run, batch, iteration):
+            terms = step(run, batch, iteration)
+            seen.append({name: x.detach().clone() for name, x in run.networks.localizer.named_parameters()})
+            return terms
+
+        patched.setattr(trainer, "_iteration", watched)
+        averaged = dataclasses.replace(config, training=dataclasses.replace(config.training, average=weight))
+        train_in(world, tmp_path / "averaged", averaged)
+    for parameters in seen:
+        expected = {name: weight * x + (1 - weight) * parameters[name] for name, x in expected.items()}
+    found = dict(load_checkpoint(tmp_path / "averaged").model.named_parameters())
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter)
+    # The network that is trained is not the average.
+    train_in(world, tmp_path / "plain", config)
+    states = [torch.load(tmp_path / name / "training_state.pt", weights_only=True) for name in ("averaged", "plain")]
+    assert all(torch.equal(states[0]["networks"][name], states[1]["networks"][name]) for name in states[0]["networks"])
+    assert not same_weights(tmp_path / "averaged", tmp_path / "plain")
+
+
+@pytest.fixture
+def torch_flags():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.usefixtures("torch_flags")
+@pytest.mark.parametrize(("before", "warn_only"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_algorithms_are_used_while_training_alone(
+    world, tmp_path, monkeypatch, before, warn_only, wanted
+):
+    seen = []
+
+    def watched(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step_losses(*arguments)
+
+    monkeypatch.setattr(trainer, "step_losses", watched)
+    torch.use_deterministic_algorithms(before, warn_only=warn_only)
+    train_in(world, tmp_path, _config(iterations=1, deterministic=wanted))
+    assert seen == [before or wanted]
+    assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+
+
+@pytest.mark.usefixtures("torch_flags")
+def test_a_run_that_fails_leaves_the_flag_as_it_was(world, tmp_path):
+    config = _config(learning_rate=10.0, gradient_clip=0.0, iterations=200, deterministic=True)
+    with pytest.raises(UserError, match="not finite"):
+        train_in(world, tmp_path, config)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_training_gives_the_same_networks(world, tmp_path):
+    for name in ("one", "other"):
+        train_in(
+            world,
+            tmp_path / name,
+            small_config("aher", **PHASES | {"training": {"iterations": 4, "deterministic": True}}),
+        )
+    assert same_states(tmp_path / "one", tmp_path / "other")
+
+
+# --- runs as files ----------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(world, tmp_path):
     straight, halves = tmp_path / "straight", tmp_path / "halves"
-    _train(world, straight, _config(iterations=20))
-    _train(world, halves, _config(iterations=10))
-    assert not _same_weights(straight, halves)
-    result = _train(world, halves, _config(iterations=20), resume=True)
+    train_in(world, straight, _config(iterations=20))
+    train_in(world, halves, _config(iterations=10))
+    assert not same_weights(straight, halves)
+    result = train_in(world, halves, _config(iterations=20), resume=True)
     assert result.iterations == 20
-    assert _same_weights(straight, halves)
+    assert same_weights(straight, halves)
     assert read_loss_log(straight / "losses.jsonl") == read_loss_log(halves / "losses.jsonl")
 
 
-def test_the_folder_of_a_run_holds_checkpoint_log_and_picture(world, tmp_path):
-    result = _train(world, tmp_path / "run", _config())
+def test_the_folder_of_a_run_holds_checkpoint_log_and_picture(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "draw_loss_curve", draw_loss_curve)
+    config = small_config("aher*", model={"feature_dimension": 0})  # takes the archive's
+    result = train_in(world, tmp_path / "run", config)
     assert (result.folder, result.iterations) == (tmp_path / "run", 20)
     checkpoint = load_checkpoint(result.folder)
     assert checkpoint.config.model.feature_dimension == DIMENSION
-    assert checkpoint.classes == world[1].classes()
+    assert checkpoint.classes == BASE
     entries = read_loss_log(result.folder / "losses.jsonl")
     assert [entry["iteration"] for entry in entries] == list(range(1, 21))
     weights = _config().loss
     for entry in entries:
         total = entry["classification"] * weights.classification + entry["offset"] * weights.offset
-        assert entry["total"] == pytest.approx(total + entry["overlap"] * weights.overlap, rel=1e-5)
+        total += entry["overlap"] * weights.overlap + entry["foreground_class"] * weights.segment
+        assert entry["total"] == pytest.approx(total, rel=1e-5)
     assert (result.folder / "losses.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(result.folder.glob(".*"))
 
@@ -119,47 +326,47 @@ def test_the_folder_of_a_run_holds_checkpoint_log_and_picture(world, tmp_path):
 def test_the_seed_decides_the_run(world, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.rand(7)  # the state of torch's own generator does not matter
-        _train(world, tmp_path / name, _config(iterations=3, seed=seed))
-    assert _same_weights(tmp_path / "a", tmp_path / "b")
-    assert not _same_weights(tmp_path / "a", tmp_path / "c")
+        train_in(world, tmp_path / name, _config(iterations=3, seed=seed))
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert not same_weights(tmp_path / "a", tmp_path / "c")
 
 
 def test_training_leaves_the_generator_of_torch_alone(world, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    _train(world, tmp_path, _config(iterations=1))
+    train_in(world, tmp_path, _config(iterations=1))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_learning_rate_decays_in_steps():
-    config = Config().training
+    config = Config()
     assert learning_rate(config, 0) == learning_rate(config, 4_999) == 1e-4
     assert learning_rate(config, 5_000) == pytest.approx(1e-5)
     assert learning_rate(config, 14_999) == pytest.approx(1e-6)
 
 
 def test_the_log_records_the_learning_rate_that_was_used(world, tmp_path):
-    _train(world, tmp_path, _config(iterations=8))
+    train_in(world, tmp_path, _config(iterations=8))
     rates = [entry["learning_rate"] for entry in read_loss_log(tmp_path / "losses.jsonl")]
     base = PRESETS["tiny"].training.learning_rate
     assert rates == pytest.approx([base] * 7 + [base / 10])
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(world, tmp_path):
-    _train(world, tmp_path, _config(iterations=2))
+    train_in(world, tmp_path, _config(iterations=2))
     with pytest.raises(UserError, match="holds a run already, give another folder or resume it"):
-        _train(world, tmp_path, _config(iterations=2))
+        train_in(world, tmp_path, _config(iterations=2))
 
 
 def test_resuming_where_nothing_is_starts_anew(world, tmp_path):
-    assert _train(world, tmp_path / "new", _config(iterations=2), resume=True).iterations == 2
+    assert train_in(world, tmp_path / "new", _config(iterations=2), resume=True).iterations == 2
 
 
 def test_resuming_a_finished_run_changes_nothing(world, tmp_path):
-    _train(world, tmp_path, _config(iterations=4))
+    train_in(world, tmp_path, _config(iterations=4))
     before = (tmp_path / "losses.jsonl").read_text()
-    assert _train(world, tmp_path, _config(iterations=4), resume=True).iterations == 4
+    assert train_in(world, tmp_path, _config(iterations=4), resume=True).iterations == 4
     assert (tmp_path / "losses.jsonl").read_text() == before
 
 
@@ -172,26 +379,23 @@ def test_resuming_a_finished_run_changes_nothing(world, tmp_path):
     ],
 )
 def test_resuming_with_other_settings_is_refused(world, tmp_path, changes, words):
-    _train(world, tmp_path, _config(iterations=2))
-    data = {key: SMALL.get(key, {}) for key in ("model", "training")}
-    data = {key: {**value, **changes.get(key, {})} for key, value in data.items()}
+    train_in(world, tmp_path, _config(iterations=2))
     with pytest.raises(UserError, match=words):
-        _train(world, tmp_path, config_from_dict({"preset": "tiny", **data}), resume=True)
+        train_in(world, tmp_path, small_config("aher*", **changes), resume=True)
 
 
 def test_resuming_with_other_videos_is_refused(world, tmp_path):
-    archive, annotations = world
-    _train(world, tmp_path, _config(iterations=2))
-    fewer = Annotations(dict(list(annotations.videos.items())[:5]), "fewer")
-    with pytest.raises(UserError, match="trained on other videos, segments or classes"):
-        _train((archive, fewer), tmp_path, _config(), classes=annotations.classes(), resume=True)
+    train_in(world, tmp_path, _config(iterations=2))
+    fewer = Annotations(dict(list(world.annotations.videos.items())[:5]), "fewer")
+    with pytest.raises(UserError, match="trained on other videos, segments, moments or classes"):
+        train_in(world, tmp_path, _config(), annotations=fewer, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
 def test_a_damaged_training_state_is_named(world, tmp_path, content):
     (tmp_path / "training_state.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"training_state\.pt: truncated or not a training state"):
-        _train(world, tmp_path, _config(), resume=True)
+        train_in(world, tmp_path, _config(), resume=True)
 
 
 def test_a_training_state_with_code_in_it_is_not_run(world, tmp_path):
@@ -201,61 +405,52 @@ def test_a_training_state_with_code_in_it_is_not_run(world, tmp_path):
 
     torch.save({"format": Evil()}, tmp_path / "training_state.pt")
     with pytest.raises(UserError, match="truncated or not a training state"):
-        _train(world, tmp_path, _config(), resume=True)
+        train_in(world, tmp_path, _config(), resume=True)
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_foreign_training_state_is_refused(world, tmp_path):
     torch.save({"step": 3}, tmp_path / "training_state.pt")
     with pytest.raises(UserError, match="not a training state of this version"):
-        _train(world, tmp_path, _config(), resume=True)
+        train_in(world, tmp_path, _config(), resume=True)
 
 
 def test_lines_of_the_log_after_the_last_checkpoint_are_dropped(world, tmp_path):
-    _train(world, tmp_path, _config(iterations=6))
+    train_in(world, tmp_path, _config(iterations=6))
     log = tmp_path / "losses.jsonl"
     whole = log.read_text()
     log.write_text(whole + json.dumps({"iteration": 7, "total": 1.0}) + '\n{"iteration": 8, "to')
-    _train(world, tmp_path, _config(iterations=9), resume=True)
+    train_in(world, tmp_path, _config(iterations=9), resume=True)
     assert log.read_text().startswith(whole)
     assert [entry["iteration"] for entry in read_loss_log(log)] == list(range(1, 10))
 
 
 def test_an_interrupt_saves_the_iteration_at_hand_and_the_run_can_go_on(world, tmp_path, monkeypatch):
-    step = supervised._step
-
-    def interrupted(run, batch, iteration):
-        if iteration == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(run, batch, iteration)
-
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(supervised, "_step", interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after iteration 9; .* can be resumed"):
-        _train(world, tmp_path / "run", _config())
+    _train_until(world, tmp_path / "run", _config(), 8, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is before
     assert not [t for t in threading.enumerate() if t.name.startswith("ahernet-read")]
     assert len(read_loss_log(tmp_path / "run" / "losses.jsonl")) == 9
-    monkeypatch.undo()
-    _train(world, tmp_path / "run", _config(), resume=True)
-    _train(world, tmp_path / "straight", _config())
-    assert _same_weights(tmp_path / "run", tmp_path / "straight")
+    train_in(world, tmp_path / "run", _config(), resume=True)
+    train_in(world, tmp_path / "straight", _config())
+    assert same_weights(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_killed_run_can_be_resumed_to_the_same_end(world, tmp_path):
-    archive, _ = world
-    config = json.dumps(SMALL | {"training": SMALL["training"] | {"iterations": 10**6}})
+    archive = world.archive
+    config = json.dumps(config_to_dict(_config(iterations=10**6)))
     script = f"""
         import json
         from pathlib import Path
         from ahernet.config import config_from_dict
         from ahernet.data.annotations import read_annotations
         from ahernet.data.archive import open_archive
-        from ahernet.training.supervised import train
+        from ahernet.training.trainer import train
         archive = open_archive(Path({str(archive.path)!r}))
         annotations = read_annotations(Path({str(archive.path.parent / "truth.json")!r}))
         config = config_from_dict(json.loads({config!r}))
-        train(archive, annotations, Path({str(tmp_path / "killed")!r}), config, device="cpu", progress=False)
+        out = Path({str(tmp_path / "killed")!r})
+        train(archive, annotations, out, config, classes={BASE!r}, device="cpu", progress=False)
     """
     state = tmp_path / "killed" / "training_state.pt"
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
@@ -270,14 +465,14 @@ def test_a_killed_run_can_be_resumed_to_the_same_end(world, tmp_path):
     reached = torch.load(state, weights_only=True)["iteration"]
     assert reached >= 6
     end = reached + 3
-    _train(world, tmp_path / "killed", _config(iterations=end), resume=True)
-    _train(world, tmp_path / "straight", _config(iterations=end))
-    assert _same_weights(tmp_path / "killed", tmp_path / "straight")
+    train_in(world, tmp_path / "killed", _config(iterations=end), resume=True)
+    train_in(world, tmp_path / "straight", _config(iterations=end))
+    assert same_weights(tmp_path / "killed", tmp_path / "straight")
     assert len(read_loss_log(tmp_path / "killed" / "losses.jsonl")) == end
 
 
 def test_training_works_outside_the_main_thread(world, tmp_path):
-    thread = threading.Thread(target=_train, args=(world, tmp_path, _config(iterations=2)))
+    thread = threading.Thread(target=train_in, args=(world, tmp_path, _config(iterations=2)))
     thread.start()
     thread.join()
     assert load_checkpoint(tmp_path).classes
@@ -288,40 +483,24 @@ def test_a_loss_that_is_not_finite_names_iteration_and_videos(world, tmp_path):
     with pytest.raises(
         UserError, match=r"loss not finite at iteration \d+ \(total .*\): videos 'v\d', 'v\d', 'v\d', 'v\d';"
     ):
-        _train(world, tmp_path, config)
-
-
-def test_features_that_are_not_finite_are_named_as_the_cause(world, tmp_path, monkeypatch):
-    archive, _ = world
-    read = type(archive).read
-
-    def broken_read(self, positions):
-        rows, offsets = read(self, positions)
-        for k, position in enumerate(positions):
-            if position == 5:
-                rows[offsets[k], 2] = np.nan
-        return rows, offsets
-
-    monkeypatch.setattr(type(archive), "read", broken_read)
-    with pytest.raises(UserError, match=r"not finite at iteration [12] .*: features that are not finite in 'v5'$"):
-        _train(world, tmp_path, _config())
+        train_in(world, tmp_path, config)
 
 
 def test_another_feature_dimension_is_refused(world, tmp_path):
     with pytest.raises(UserError, match=r"features\.h5: features have 8 values a row, .* says 2048"):
-        _train(world, tmp_path / "run", Config())
+        train_in(world, tmp_path / "run", Config())
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_subset_is_refused(world, tmp_path):
     with pytest.raises(UserError, match="no video of subset 'testing', it has training"):
-        _train(world, tmp_path, _config(), subset="testing")
+        train_in(world, tmp_path, _config(), subset="testing")
 
 
 def test_progress_shows_what_is_used_the_losses_and_the_speed(world, tmp_path, capsys):
-    train(*world, tmp_path, _config(), device="cpu")
+    train_in(world, tmp_path, _config(), progress=True)
     shown = capsys.readouterr().err
-    assert "trains on 8 segments in 8 of 8 videos" in shown
+    assert "trains on 8 segments in 6 of 8 videos" in shown
     assert "20/20" in shown
-    assert "classification=" in shown
+    assert "loss=" in shown
     assert "it/s" in shown

@@ -97,3 +97,13 @@ def test_hours_of_video_keep_their_precision(ops, steps):
     output = ops.resample(features, torch.tensor([0, rows]), steps)[0]
     torch.testing.assert_close(output[:, 0], torch.ones(steps), rtol=5e-5, atol=0)
     torch.testing.assert_close(output[:, 1], (torch.arange(steps) + 0.5) / steps, rtol=0, atol=5e-5)
+
+
+def test_rows_behind_the_last_video_are_nobodys(ops):
+    features, offsets = features_of([0, 9], 3), torch.tensor([0, 2, 5])
+    expected = ops.resample(features[:5].contiguous(), offsets, 4)
+    assert torch.equal(ops.resample(features, offsets, 4), expected)
+    gradient = ops.resample_backward(torch.ones_like(expected), offsets, 9)
+    assert gradient.shape == (9, 3)
+    assert gradient[:5].all()
+    assert not gradient[5:].any()

@@ -1,0 +1,91 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ahernet.config import RUNS, config_from_dict, preset, with_run
+from ahernet.errors import UserError
+from ahernet.experiments.runner import Unit, run_unit
+from ahernet.experiments.setting import make_setting, rendered_source
+from ahernet.experiments.table import PAPER_RUNS, PAPER_TRANSFERS, format_table, run_table, table_configs
+from ahernet.rendered import WorldConfig
+
+WORLD = WorldConfig(
+    classes=4, training_videos=8, validation_videos=4, dimension=8, min_duration=20, max_duration=30, min_share=0.3
+)
+CONFIG = config_from_dict(
+    {
+        "preset": "tiny",
+        "model": {"width": 1 / 256, "minimum_channels": 4, "steps": 128, "moment_steps": 64},
+        "method": {"pretrain_iterations": 1, "context_iterations": 1},
+        "training": {"batch_size": 2, "iterations": 2},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return rendered_source(tmp_path_factory.mktemp("data"), WORLD)
+
+
+def test_rows_are_the_runs_and_the_transfer_variants_of_the_paper():
+    runs = table_configs("runs", CONFIG)
+    assert list(runs) == list(RUNS)
+    assert set(RUNS) - set(PAPER_RUNS) == {"aherR", "aherB"}
+    assert runs["aher-"].inference.candidates == "crops"
+    variants = table_configs("transfer", CONFIG)
+    assert list(variants) == list(PAPER_TRANSFERS)
+    assert len({(row.model.transfer_layers, row.model.transfer_activation) for row in variants.values()}) == 7
+    assert all(row.method == table_configs("runs", CONFIG)["aher"].method for row in variants.values())
+    with pytest.raises(UserError, match="table: expected one of runs, transfer, departures, got 'three'"):
+        table_configs("three", CONFIG)
+
+
+def test_departures_are_all_that_the_preset_decides_otherwise_than_the_paper():
+    rows = table_configs("departures", preset("tuned"))
+    paper, tuned = with_run(preset("paper"), "aher"), rows["aher"]
+    assert tuned == with_run(preset("tuned"), "aher")
+    assert rows["matching at 0.8"] == replace(tuned, assignment=paper.assignment)
+    undone = replace(rows["all of them"], preset="paper")
+    clipped = replace(paper.training, gradient_clip=tuned.training.gradient_clip)  # changes no result worth a row
+    sigma = replace(paper.inference, sigma=tuned.inference.sigma)
+    assert undone == replace(paper, training=clipped, inference=sigma)
+
+
+def test_a_table_has_every_run_with_every_seed_and_its_settings(source, tmp_path):
+    table = run_table("runs", source, CONFIG, [0, 1], tmp_path, progress=False)
+    assert json.loads(json.dumps(table)) is not None
+    assert set(table["rows"]) == set(RUNS)
+    assert [(run["run"], run["seed"]) for run in table["runs"]] == [(name, seed) for name in RUNS for seed in (0, 1)]
+    for run in table["runs"]:
+        measures = run["measures"]["novel"]
+        assert 0 <= measures["mean_average_precision"] <= measures["diagnosis"]["true_ranking"] <= 1
+        assert set(run["setting"]["base"]).isdisjoint(run["setting"]["novel"])
+        assert run["config"]["training"]["seed"] == run["seed"]
+    row = table["rows"]["aher*"]
+    values = [run["measures"]["novel"]["proposal_area"] for run in table["runs"] if run["run"] == "aher*"]
+    assert row["mean"]["novel.proposal_area"] == pytest.approx(sum(values) / 2, abs=1e-6)
+    text = format_table(table).splitlines()
+    assert [line.split()[0] for line in text[1:]] == list(RUNS)
+    assert len({len(line) for line in text}) == 1
+
+
+def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_path):
+    unit = Unit("aher0", table_configs("runs", CONFIG)["aher0"], make_setting(source, 0, tmp_path))
+    first = run_unit(unit, tmp_path)
+    assert run_unit(unit, tmp_path) == first
+    path = tmp_path / unit.file_name
+    marked = json.loads(path.read_text()) | {"seconds": -1.0}
+    path.write_text(json.dumps(marked))
+    assert run_unit(unit, tmp_path)["seconds"] == -1.0
+    changed = replace(unit, config=replace(unit.config, training=replace(unit.config.training, seed=9)))
+    assert run_unit(changed, tmp_path)["seconds"] >= 0
+    assert not list(tmp_path.glob("*.run"))
+
+
+@pytest.mark.parametrize("name", ["paper", "tuned", "tiny"])
+def test_presets_have_all_that_every_run_needs(name):
+    rows = table_configs("runs", preset(name))
+    assert rows["aherA-"].method.context_iterations > 0
+    assert not rows["aherA-"].method.real_residual
+    assert rows["aherR"].method.real_residual == rows["aher"].method.real_residual == (name != "paper")

@@ -1,0 +1,156 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from inference_references import CLASSES, DURATIONS, LONG, MODEL, write_archive
+
+from ahernet.config import Config, InferenceConfig
+from ahernet.data.archive import open_archive
+from ahernet.errors import UserError
+from ahernet.inference.anchors import AnchorStep
+from ahernet.inference.crops import CropStep
+from ahernet.inference.localize import inference_step, localize
+from ahernet.inference.snippets import SnippetStep
+
+CANDIDATES = {"anchors": AnchorStep, "crops": CropStep, "snippets": SnippetStep}
+
+
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_the_configuration_chooses_the_step(localizer, candidates):
+    step = inference_step(localizer, InferenceConfig(candidates=candidates))
+    assert type(step) is CANDIDATES[candidates]
+
+
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_localize_gives_what_the_step_finds_in_seconds(archive, checkpoint, candidates):
+    config = InferenceConfig(candidates=candidates, top_k=11, batch_size=2)
+    detections = localize(archive, checkpoint, config, classes=["run", "jump"], device="cpu", progress=False)
+    assert detections.classes == ("run", "jump")
+    step = CANDIDATES[candidates](checkpoint.model, config, torch.tensor([2, 0]))
+    for first in range(0, len(archive), 2):
+        videos = range(first, min(first + 2, len(archive)))
+        found = step(*map(torch.from_numpy, archive.read(videos)))
+        for row, video in enumerate(videos):
+            count, mine = int(found.counts[row]), detections.video == video
+            np.testing.assert_array_equal(detections.label[mine], found.labels[row, :count])
+            np.testing.assert_array_equal(detections.scores[mine], found.scores[row, :count])
+            seconds = found.segments[row, :count].double().numpy() * DURATIONS[video]
+            np.testing.assert_allclose(detections.segments[mine], seconds, rtol=1e-12)
+    assert set(detections.label) == {0, 1}
+
+
+def test_localize_gives_seconds_by_video_best_first(archive, checkpoint):
+    detections = localize(archive, checkpoint, device="cpu", progress=False)
+    assert detections.video_ids == archive.ids
+    assert detections.classes == CLASSES
+    assert (np.diff(detections.video) >= 0).all()
+    assert set(detections.video) == set(range(5))
+    same_video = np.diff(detections.video) == 0
+    assert (np.diff(detections.scores)[same_video] <= 0).all()
+    durations = np.array(DURATIONS)[detections.video]
+    assert (detections.segments[:, 0] >= 0).all()
+    assert (detections.segments[:, 1] > detections.segments[:, 0]).all()
+    assert (detections.segments <= durations[:, None]).all()
+    assert detections.segments[detections.video == 2].max() > 100
+
+
+def test_localize_does_not_depend_on_the_batch_size(archive, checkpoint):
+    one, many = (
+        localize(archive, checkpoint, InferenceConfig(batch_size=size), device="cpu", progress=False) for size in (1, 3)
+    )
+    np.testing.assert_array_equal(one.video, many.video)
+    np.testing.assert_array_equal(one.label, many.label)
+    np.testing.assert_allclose(one.segments, many.segments, atol=1e-3)
+
+
+def test_localize_takes_the_wanted_videos_in_their_order(archive, checkpoint):
+    everything = localize(archive, checkpoint, device="cpu", progress=False)
+    some = localize(archive, checkpoint, video_ids=["video3", "video1"], device="cpu", progress=False)
+    assert some.video_ids == ("video3", "video1")
+    for new, old in ((0, 3), (1, 1)):
+        np.testing.assert_allclose(
+            some.segments[some.video == new], everything.segments[everything.video == old], atol=1e-3
+        )
+
+
+def test_a_minimum_score_that_nothing_reaches_gives_no_detection(archive, checkpoint):
+    nothing = localize(archive, checkpoint, InferenceConfig(minimum_score=1.0), device="cpu", progress=False)
+    assert nothing.video_ids == archive.ids
+    assert nothing.segments.shape == (0, 2)
+
+
+def test_progress_counts_videos(archive, checkpoint, capsys):
+    localize(archive, checkpoint, device="cpu")
+    assert "videos/s" in capsys.readouterr().err
+
+
+def test_another_feature_dimension_is_refused(archive, checkpoint):
+    wide = dataclasses.replace(MODEL, feature_dimension=7)
+    other = dataclasses.replace(checkpoint, config=Config(model=wide))
+    with pytest.raises(UserError, match=r"a\.h5: features have 6 values a row, the network in .* expects 7"):
+        localize(archive, other)
+
+
+def test_missing_durations_are_listed(tmp_path, checkpoint):
+    path = write_archive(tmp_path / "b.h5", durations=(1.0, np.nan, 3.0, np.nan, 5.0))
+    with open_archive(path) as archive:
+        with pytest.raises(UserError, match=r"b\.h5: the duration is unknown of 'video1', 'video3';"):
+            localize(archive, checkpoint)
+        localize(archive, checkpoint, video_ids=["video0", "video4"], device="cpu", progress=False)
+
+
+def test_unknown_and_repeated_videos_are_refused(archive, checkpoint):
+    with pytest.raises(UserError, match="video9"):
+        localize(archive, checkpoint, video_ids=["video9"])
+    with pytest.raises(UserError, match="video_ids: an id occurs twice"):
+        localize(archive, checkpoint, video_ids=["video1", "video1"])
+    with pytest.raises(UserError, match="no video to localize in"):
+        localize(archive, checkpoint, video_ids=[])
+
+
+def test_features_that_are_not_finite_are_named(archive, checkpoint, monkeypatch):
+    read = type(archive).read
+
+    def broken_read(self, positions):
+        rows, offsets = read(self, positions)
+        for k, position in enumerate(positions):
+            if position == 3:
+                rows[offsets[k]] = np.nan
+        return rows, offsets
+
+    monkeypatch.setattr(type(archive), "read", broken_read)
+    with pytest.raises(UserError, match=r"a\.h5: features that are not finite in 'video3'$"):
+        localize(archive, checkpoint, InferenceConfig(batch_size=2), device="cpu", progress=False)
+
+
+def test_unknown_devices_are_refused(archive, checkpoint):
+    with pytest.raises(UserError, match="device: expected auto, cpu, cuda"):
+        localize(archive, checkpoint, device="gpu")
+
+
+@pytest.mark.parametrize("candidates", CANDIDATES)
+def test_the_order_of_the_classes_only_numbers_them(archive, checkpoint, candidates):
+    config = InferenceConfig(candidates=candidates)
+    options = {"video_ids": [f"video{video}" for video in LONG], "device": "cpu", "progress": False}
+    default = localize(archive, checkpoint, config, **options)
+    turned = localize(archive, checkpoint, config, classes=("run", "fall", "jump"), **options)
+    assert default.classes == CLASSES
+    names, turned_names = np.array(default.classes), np.array(turned.classes)
+    np.testing.assert_array_equal(names[default.label], turned_names[turned.label])
+    np.testing.assert_allclose(default.scores, turned.scores, atol=1e-6)
+    np.testing.assert_allclose(default.segments, turned.segments, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["jump", "rum"], r"classes: the network in .* has no class 'rum' \(did you mean 'run'\?\)$"),
+        (["zzz"], r"classes: the network in .* has no class 'zzz'$"),
+        (["fall", "jump", "fall"], r"classes: 'fall' occurs twice$"),
+        ([], r"classes: no class to localize$"),
+    ],
+)
+def test_unknown_repeated_and_no_classes_are_refused(archive, checkpoint, classes, message):
+    with pytest.raises(UserError, match=message):
+        localize(archive, checkpoint, classes=classes, device="cpu", progress=False)

@@ -1,0 +1,177 @@
+import ahernet_kernels as kernels
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahernet.config import ModelConfig
+from ahernet.model.context import ContextGenerators, synthesize
+
+STEPS = 24
+
+
+def _random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _pieces(videos=1, rows=10, context=5, channels=3, dtype=torch.float32):
+    """Contexts before, moments, contexts after."""
+    return [
+        _random(videos, length, channels, seed=seed, dtype=dtype)
+        for seed, length in enumerate((context, rows, context))
+    ]
+
+
+def _placed(before, moment, after, first, length, steps):
+    return synthesize(before, moment, after, torch.tensor(first), torch.tensor(length), steps)
+
+
+def _one_by_one(before, moment, after, first, length, steps):
+    """Every piece brought to its steps by `resample`, one video after the other."""
+    videos = []
+    for b, (start, size) in enumerate(zip(first, length, strict=True)):
+        parts = []
+        for piece, room in ((before[b], start), (moment[b], size), (after[b], steps - start - size)):
+            if room:
+                parts.append(kernels.resample(piece, torch.tensor([0, len(piece)]), room)[0])
+        videos.append(torch.cat(parts))
+    return torch.stack(videos)
+
+
+@st.composite
+def placements(draw, steps=STEPS):
+    """First step and length of a few videos."""
+    lengths = draw(st.lists(st.integers(1, steps), min_size=1, max_size=5))
+    return [draw(st.integers(0, steps - length)) for length in lengths], lengths
+
+
+# --- synthetic videos -------------------------------------------------------------------------------------------
+
+
+def _assert_moment_fills(first, length, steps, rows, context):
+    before = after = torch.zeros(1, context, 2)
+    video = _placed(before, torch.ones(1, rows, 2), after, [first], [length], steps)[0]
+    torch.testing.assert_close(video[first : first + length], torch.ones(length, 2), rtol=0, atol=1e-4)
+    assert not video[:first].any()
+    assert not video[first + length :].any()
+
+
+def test_the_moment_fills_exactly_its_steps_wherever_it_is_placed():
+    for length in range(1, STEPS + 1):
+        for first in range(STEPS - length + 1):
+            _assert_moment_fills(first, length, STEPS, rows=12, context=6)
+
+
+@given(st.data())
+def test_the_moment_fills_exactly_its_steps_whatever_the_sizes(data):
+    steps = data.draw(st.integers(8, 600))
+    length = data.draw(st.integers(1, steps))
+    first = data.draw(st.integers(0, steps - length))
+    _assert_moment_fills(first, length, steps, data.draw(st.integers(1, 300)), data.draw(st.integers(1, 150)))
+
+
+@given(st.data())
+def test_contexts_fill_exactly_the_rest(data):
+    steps = data.draw(st.integers(8, 600))
+    length = data.draw(st.integers(1, steps))
+    first = data.draw(st.integers(0, steps - length))
+    one, two = torch.full((1, 40, 1), 1.0), torch.full((1, 40, 1), 2.0)
+    video = _placed(one, torch.zeros(1, 80, 1), two, [first], [length], steps)[0, :, 0]
+    expected = torch.cat([torch.ones(first), torch.zeros(length), torch.full((steps - first - length,), 2.0)])
+    torch.testing.assert_close(video, expected, rtol=0, atol=1e-4)
+
+
+@given(placements(), st.integers(1, 30), st.integers(1, 15))
+def test_every_piece_is_resampled_as_the_kernel_does(placement, rows, context):
+    first, length = placement
+    pieces = _pieces(len(first), rows, context)
+    got = _placed(*pieces, first, length, STEPS)
+    torch.testing.assert_close(got, _one_by_one(*pieces, first, length, STEPS), rtol=0, atol=1e-4)
+
+
+def test_pieces_of_the_usual_lengths_are_resampled_as_the_kernel_does():
+    first, length = [0, 77, 511, 200, 500], [512, 400, 1, 37, 12]
+    pieces = _pieces(5, 256, 128)
+    got = _placed(*pieces, first, length, 512)
+    torch.testing.assert_close(got, _one_by_one(*pieces, first, length, 512), rtol=0, atol=3e-4)
+
+
+@given(placements())
+def test_a_batch_is_the_same_as_its_videos_one_by_one(placement):
+    first, length = placement
+    pieces = _pieces(len(first))
+    together = _placed(*pieces, first, length, STEPS)
+    for b in range(len(first)):
+        alone = _placed(*(piece[b : b + 1] for piece in pieces), first[b : b + 1], length[b : b + 1], STEPS)
+        torch.testing.assert_close(together[b], alone[0], rtol=1e-6, atol=1e-6)
+
+
+def test_no_video_sees_another():
+    before, moment, after = _pieces(3)
+    other = moment.clone()
+    other[1] += 1
+    a, b = (_placed(before, x, after, [2, 0, 9], [10, 24, 1], STEPS) for x in (moment, other))
+    assert torch.equal(a[[0, 2]], b[[0, 2]])
+    assert not torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize(("first", "length"), [([0, 3], [8, 1]), ([1, 0], [2, 5]), ([7, 4], [1, 4])])
+def test_gradients_reach_moment_and_contexts_exactly(first, length):
+    pieces = [piece.requires_grad_() for piece in _pieces(2, rows=5, context=3, channels=2, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda *x: _placed(*x, first, length, 8), pieces)
+
+
+@given(placements())
+def test_gradients_are_those_of_resampling_the_pieces(placement):
+    first, length = placement
+    upstream = _random(len(first), STEPS, 3, seed=7)
+    gradients = []
+    for join in (_placed, _one_by_one):
+        pieces = [piece.requires_grad_() for piece in _pieces(len(first))]
+        join(*pieces, first, length, STEPS).backward(upstream)
+        # A piece that no step shows has no part in the graph of the slow form.
+        gradients.append([torch.zeros_like(x) if x.grad is None else x.grad for x in pieces])
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+# --- generators -------------------------------------------------------------------------------------------------
+
+
+def _generators(dimension=6, **model):
+    torch.manual_seed(0)
+    return ContextGenerators(ModelConfig(feature_dimension=dimension, **model))
+
+
+@pytest.mark.parametrize(("rows", "context"), [(256, 128), (64, 32), (9, 5), (1, 1)])
+def test_contexts_are_half_as_long_as_the_moment(rows, context):
+    before, after = _generators()(_random(2, rows, 6))
+    assert before.shape == after.shape == (2, context, 6)
+
+
+def test_the_two_contexts_differ_and_follow_from_the_moment_alone():
+    generators, moment = _generators(), _random(2, 16, 6)
+    before, after = generators(moment)
+    assert not torch.allclose(before, after)
+    again = generators(moment)
+    assert torch.equal(before, again[0])
+    assert torch.equal(after, again[1])
+    assert not torch.allclose(generators(moment + 1)[0], before)
+
+
+def test_each_generator_has_two_convolutions_of_width_three_the_second_of_stride_two():
+    for generator in _generators(2048).children():
+        layers = [layer for layer in generator if isinstance(layer, torch.nn.Conv1d)]
+        assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(2048, 1024), (1024, 2048)]
+        assert [layer.kernel_size for layer in layers] == [(3,), (3,)]
+        assert [layer.stride for layer in layers] == [(1,), (2,)]
+
+
+def test_the_generators_share_no_parameter():
+    generators = _generators()
+    ids = [{id(parameter) for parameter in part.parameters()} for part in (generators.before, generators.after)]
+    assert not ids[0] & ids[1]
+    before, _ = generators(_random(1, 8, 6))
+    before.sum().backward()
+    assert all(parameter.grad is None for parameter in generators.after.parameters())
+    assert all(parameter.grad is not None for parameter in generators.before.parameters())

@@ -1,0 +1,292 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_worlds import BASE, data_of, open_world, small_config
+
+from ahernet.config import RUNS
+from ahernet.training.iteration_batches import draw_placement, first_main_iteration, phase_of, read_iteration
+from ahernet.training.segment_batches import choose_foregrounds, cut_foregrounds, cut_surroundings
+
+# What the iterations of each run and phase read: untrimmed, foregrounds, surroundings, moments, placement.
+NEEDS = {
+    ("aher0", "main"): {"moments"},
+    ("aher-", "main"): {"untrimmed", "foregrounds", "moments"},
+    ("aherM", "main"): {"moments"},
+    ("aherA-", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
+    ("aherR", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
+    ("aherB", "main"): {"untrimmed", "foregrounds", "surroundings", "moments", "placement"},
+    ("aher", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
+    ("aher*", "main"): {"untrimmed", "foregrounds"},
+    ("aher-", "localizer"): {"untrimmed"},
+    ("aher", "localizer"): {"untrimmed"},
+    ("aher", "generators"): {"untrimmed", "foregrounds", "surroundings"},
+    ("aherA-", "generators"): {"untrimmed", "foregrounds", "surroundings"},
+}
+BEFORE = {"pretrain_iterations": 2, "context_iterations": 3}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with open_world(tmp_path_factory.mktemp("world")) as opened:
+        yield opened
+
+
+def _config(run, phase="main", **changes):
+    """Settings of a run as in the paper, and the number of an iteration in a phase of it."""
+    config = small_config(run, "paper", **{**changes, "method": {**BEFORE, **changes.get("method", {})}})
+    phases = [phase_of(config.method, k) for k in range(6)]
+    return config, len(phases) - 1 - phases[::-1].index(phase)
+
+
+def _read(world, config, iteration):
+    data = data_of(world, config)
+    return read_iteration(data.untrimmed, data.moments, config, iteration)
+
+
+def _tensors(value):
+    """All tensors in nested tuples, in order."""
+    if torch.is_tensor(value):
+        return [value]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple) else []
+
+
+def _same(one, other):
+    """Whether the tensors of both are equal, in number, order, shape and value."""
+    return all(torch.equal(a, b) for a, b in zip(_tensors(one), _tensors(other), strict=True))
+
+
+# --- phases -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "phases"),
+    [
+        ("aher", "llgggm"),
+        ("aherA-", "llgggm"),
+        ("aher-", "llmmmm"),  # has no generators
+        ("aherB", "llmmmm"),
+        ("aher*", "mmmmmm"),  # is nothing but pre-training
+        ("aher0", "mmmmmm"),  # has no untrimmed videos
+        ("aherM", "mmmmmm"),
+    ],
+)
+def test_phases_follow_one_another_and_are_left_out_where_a_run_has_no_use_for_them(run, phases):
+    method = small_config(run, method=BEFORE).method
+    assert "".join(phase_of(method, k)[0] for k in range(6)) == phases
+    assert first_main_iteration(method) == phases.index("m")
+
+
+def test_a_run_may_begin_at_once():
+    method = small_config("aher", method={"pretrain_iterations": 0, "context_iterations": 0}).method
+    assert phase_of(method, 0) == "main"
+    assert first_main_iteration(method) == 0
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("run", "phase"), NEEDS)
+def test_every_phase_of_every_run_reads_what_it_needs_and_no_more(world, run, phase):
+    config, iteration = _config(run, phase)
+    batch = _read(world, config, iteration)
+    assert {name for name, value in batch._asdict().items() if value is not None} == NEEDS[run, phase]
+
+
+def test_the_table_of_needs_has_every_run():
+    assert {run for run, phase in NEEDS if phase == "main"} == set(RUNS)
+
+
+@pytest.mark.parametrize("changes", [{"method": {"real_residual": True}}, {"loss": {"context": 1.0}}])
+def test_settings_that_look_at_real_context_read_that_of_the_foregrounds(world, changes):
+    config, iteration = _config("aher", **changes)
+    batch = _read(world, config, iteration)
+    chosen = choose_foregrounds(batch.untrimmed, config.training.seed, iteration)
+    assert _same(cut_surroundings(batch.untrimmed, chosen), batch.surroundings)
+    config, iteration = _config("aher-", **changes)  # has no context
+    assert _read(world, config, iteration).surroundings is None
+
+
+@pytest.mark.parametrize("phase", ["localizer", "generators", "main"])
+def test_a_batch_depends_on_seed_and_iteration_only(world, phase):
+    config, iteration = _config("aher", phase)
+    batch = _read(world, config, iteration)
+    torch.manual_seed(99)
+    _read(world, config, iteration + 1)
+    assert _same(_read(world, config, iteration), batch)
+    other, _ = _config("aher", phase, training={"seed": 1})
+    assert _read(world, other, iteration).untrimmed.video_ids != batch.untrimmed.video_ids
+
+
+def test_all_parts_have_as_many_members_as_a_batch(world):
+    config, _ = _config("aher", training={"batch_size": 7})  # more than there are videos or moments
+    batch = _read(world, config, 5)
+    assert len(batch.untrimmed.video_ids) == len(batch.foregrounds.video_ids) == len(batch.moments.video_ids) == 7
+    assert len(batch.placement.first) == len(batch.placement.length) == 7
+
+
+def test_foregrounds_are_those_of_the_videos_of_the_batch(world):
+    config, iteration = _config("aher")
+    batch = _read(world, config, iteration)
+    chosen = choose_foregrounds(batch.untrimmed, config.training.seed, iteration)
+    assert _same(cut_foregrounds(batch.untrimmed, chosen), batch.foregrounds)
+    assert batch.foregrounds.video_ids == batch.untrimmed.video_ids
+
+
+def test_context_is_cut_around_the_foregrounds_that_it_is_generated_from(world):
+    config, _ = _config("aherA-")
+    for iteration in range(2, 5):
+        batch = _read(world, config, iteration)
+        rows = {tuple(row) for row in batch.untrimmed.rows.tolist()}
+        around = batch.surroundings
+        for b in range(4):
+            begin, end = batch.untrimmed.offsets[b : b + 2].tolist()
+            video = batch.untrimmed.rows[begin:end]
+            first, last = batch.foregrounds.offsets[b : b + 2].tolist()
+            place = int((video == batch.foregrounds.rows[first]).all(dim=1).nonzero())
+            if around.has_before[b]:
+                row = around.before[around.before_offsets[b + 1] - 1]
+                assert torch.equal(row, video[place - 1])
+            if around.has_after[b]:
+                row = around.after[around.after_offsets[b]]
+                assert torch.equal(row, video[place + last - first])
+        assert {tuple(row) for row in around.before.tolist()} <= rows
+
+
+def test_over_the_iterations_every_annotation_of_every_video_is_a_foreground(world):
+    config = small_config("aher")
+    data = data_of(world, config)
+    seen = set()
+    for iteration in range(30):
+        batch = read_iteration(data.untrimmed, data.moments, config, iteration)
+        seen |= set(zip(batch.foregrounds.video_ids, batch.foregrounds.labels.tolist(), strict=True))
+    # No video of this world has two instances of one class.
+    annotated = {
+        (name, data.untrimmed.classes.index(label))
+        for name, video in world.annotations.videos.items()
+        for label in video.labels
+        if label in data.untrimmed.classes
+    }
+    assert seen == annotated
+
+
+def test_moments_and_videos_go_through_their_epochs_apart(world):
+    config = small_config("aher", "paper", method={"context_iterations": 0})
+    data = data_of(world, config)
+    batches = [read_iteration(data.untrimmed, data.moments, config, k) for k in range(15)]
+    for part, count in (("untrimmed", 6), ("moments", 5)):
+        order = [name for batch in batches for name in getattr(batch, part).video_ids]
+        assert len(order) == 60
+        epochs = [order[k : k + count] for k in range(0, 60, count)]
+        assert all(len(set(epoch)) == count for epoch in epochs)
+        assert len(set(map(tuple, epochs))) > 1
+
+
+def test_moving_to_the_device_that_it_is_on_keeps_the_values(world):
+    for run, phase in NEEDS:
+        batch = _read(world, *_config(run, phase))
+        moved = batch.to(torch.device("cpu"))
+        assert type(moved) is type(batch)
+        assert [type(part) for part in moved] == [type(part) for part in batch]
+        assert _same(moved, batch)
+
+
+# --- placement --------------------------------------------------------------------------------------------------
+
+
+def _placements(world, iterations=200, steps=128, batch_size=8, **method):
+    config, _ = _config(
+        "aher", method={"shares": "range", **method}, model={"steps": steps}, training={"batch_size": batch_size}
+    )
+    videos = data_of(world, config).untrimmed
+    drawn = [draw_placement(config, videos, k) for k in range(iterations)]
+    return torch.cat([x.first for x in drawn]).numpy(), torch.cat([x.length for x in drawn]).numpy()
+
+
+@settings(deadline=None)
+@given(
+    shares=st.tuples(st.floats(1e-3, 1), st.floats(1e-3, 1)).map(sorted),
+    steps=st.integers(8, 600),
+    seed=st.integers(0, 10**9),
+)
+def test_moments_keep_to_their_shares_and_inside_the_video(world, shares, steps, seed):
+    low, high = shares
+    config = small_config(
+        "aher",
+        method={"shares": "range", "minimum_share": low, "maximum_share": high},
+        model={"steps": steps},
+        training={"seed": seed, "batch_size": 32},
+    )
+    first, length = draw_placement(config, data_of(world, config).untrimmed, seed % 1000)
+    assert first.dtype == length.dtype == torch.int64
+    assert first.shape == length.shape == (32,)
+    assert length.min() >= max(1, math.floor(low * steps))
+    assert length.max() <= math.ceil(high * steps)
+    assert first.min() >= 0
+    assert (first + length).max() <= steps
+
+
+def test_shares_of_a_range_cover_it_log_uniformly(world):
+    _, length = _placements(world, iterations=400, minimum_share=0.1, maximum_share=0.9)
+    shares = length / 128
+    assert shares.min() < 0.11
+    assert shares.max() > 0.88
+    halves = np.log(shares) < (math.log(0.1) + math.log(0.9)) / 2
+    assert 0.45 < halves.mean() < 0.55
+
+
+def test_shares_like_untrimmed_videos_are_those_of_their_base_ground_truths(world):
+    _, length = _placements(world, iterations=200, shares="untrimmed")
+    expected = sorted(
+        round(float(128 * (end - start) / video.duration))
+        for video in world.annotations.videos.values()
+        for (start, end), label in zip(video.segments, video.labels, strict=True)
+        if label in BASE
+    )
+    assert sorted(set(length)) == sorted(set(expected))
+    for share in set(expected):
+        assert (length == share).mean() == pytest.approx(expected.count(share) / len(expected), abs=0.05)
+
+
+@pytest.mark.parametrize("shares", ["range", "untrimmed"])
+def test_the_shortest_moment_has_a_step(world, shares):
+    first, length = _placements(world, steps=8, shares=shares, minimum_share=1e-3, maximum_share=2e-3)
+    assert length.min() >= 1
+    assert (first + length).max() <= 8
+
+
+def test_places_cover_the_free_room_evenly(world):
+    first, length = _placements(world, iterations=400, minimum_share=0.5, maximum_share=0.5)
+    assert set(length) == {64}
+    counts = np.bincount(first, minlength=65)
+    assert len(counts) == 65
+    assert counts.min() > 0
+    assert 0.45 < (first < 32).mean() < 0.55
+
+
+def test_a_moment_that_fills_its_video_starts_with_it(world):
+    first, length = _placements(world, iterations=5, minimum_share=1.0, maximum_share=1.0)
+    assert set(first) == {0}
+    assert set(length) == {128}
+
+
+def test_place_and_share_are_drawn_apart(world):
+    first, length = _placements(world, iterations=400, minimum_share=0.2, maximum_share=0.8)
+    assert abs(np.corrcoef(first / (128 - length), length)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("shares", ["range", "untrimmed"])
+def test_a_placement_depends_on_seed_and_iteration_only(world, shares):
+    def draw(seed, iteration):
+        config = small_config("aher", method={"shares": shares}, training={"seed": seed, "batch_size": 16})
+        return draw_placement(config, data_of(world, config).untrimmed, iteration)
+
+    for seed in (0, 7, 2**63 - 2):
+        placement = draw(seed, 5)
+        np.random.default_rng(seed).random(3)
+        assert _same(draw(seed, 5), placement)
+        assert not _same(draw(seed, 6), placement)
+        assert not _same(draw(seed + 1, 5), placement)
