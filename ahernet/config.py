@@ -379,8 +379,8 @@ _TUNED = Config(
     # Errors of centre and width are fractions of the video, so that smooth-L1 is nearly e^2 / 2 and with
     # a weight of 1 vanishes beside the class loss (an error of 2 % counts 0.0002). Raising these two
     # weights improved held-out mAP on rendered and on real sequences. Generators that see the localization
-    # losses make moments easy to find, which real ones are not. Left to the adversary alone they find features that
-    # deceive it and look like nothing real; the distance to real context holds them.
+    # losses can make moments easy to find, which real ones are not. Left to the adversary alone they find features
+    # that deceive it and look like nothing real; the distance to real context holds them (and might allow the former).
     # L_reg is a sum over eight scales and pulls the backbone away from boundaries: with a weight of 1, novel classes'
     # proposals reach an AUC of 80 instead of 87 on the rendered world. Foreground cells alone are too few to learn
     # many classes from.

@@ -25,7 +25,7 @@ def test_recorded_runs_say_what_they_were_made_with(path):
     assert table["commit"]
     assert not table["commit"].endswith("dirty")
     assert set(table["versions"]) == {"ahernet", "torch", "triton", "numpy"}
-    assert len(table["seeds"]) >= 3
+    assert len(table["seeds"]) >= (3 if table["table"] == "runs" else 2)
     for run in table["runs"]:
         assert run["config"]["training"]["seed"] == run["seed"] == run["setting"]["split"]
         assert run["setting"]["base"]

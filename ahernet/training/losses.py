@@ -73,8 +73,13 @@ def localization_losses(
     classification = class_loss(outputs.logits, labels)
     offset = offset_loss(outputs.offsets, anchors, foreground, assigned.targets, model.centre_scale, model.width_scale)
     overlap = overlap_loss(outputs.overlaps, assigned.tiou)
-    total = weights.classification * classification + weights.offset * offset + weights.overlap * overlap
-    return Losses(total, classification, offset, overlap)
+    proposal = proposal_loss(offset, overlap, weights)
+    return Losses(weights.classification * classification + proposal, classification, offset, overlap)
+
+
+def proposal_loss(offset: Tensor, overlap: Tensor, weights: LossConfig) -> Tensor:
+    """Return L_prop, the weighted sum of L_of and L_ov."""
+    return weights.offset * offset + weights.overlap * overlap
 
 
 def cell_labels(

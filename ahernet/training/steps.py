@@ -5,14 +5,14 @@ by all steps that need it; the gradients of all steps are then applied together 
 applies them one after the other; with its small steps both are the same to first order.)
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import ahernet_kernels as kernels
 import torch
 from torch import Tensor, nn
 
-from ahernet.config import Config, LossConfig
+from ahernet.config import Config
 from ahernet.model.context import ContextGenerators, synthesize
 from ahernet.model.discriminator import Discriminators
 from ahernet.model.heads import ClassWeights, class_logits
@@ -26,6 +26,7 @@ from ahernet.training.losses import (
     assign_anchors,
     context_loss,
     localization_losses,
+    proposal_loss,
     segment_loss,
 )
 from ahernet.training.segment_batches import SegmentBatch, Surroundings
@@ -114,12 +115,12 @@ def step_losses(
     segment_weights = localizer.segment_classifier.class_weights()
     class_weights = localizer.transfer(segment_weights if kind == "supervised" else segment_weights.detach())
     if batch.untrimmed is not None:
-        weights = replace(config.loss, classification=0.0) if kind == "proposals" else config.loss
         sequence = kernels.resample(batch.untrimmed.rows, batch.untrimmed.offsets, config.model.steps)
-        untrimmed = _see(
-            localizer, config, weights, sequence, class_weights.select(rows.untrimmed), batch.untrimmed.ground_truth
-        )
-        steps[kind] = StepLoss(untrimmed.losses.total, _named(untrimmed.losses))
+        own_weights = class_weights.select(rows.untrimmed)
+        untrimmed = _see(localizer, config, sequence, own_weights, batch.untrimmed.ground_truth)
+        losses = untrimmed.losses
+        only_proposals = proposal_loss(losses.offset, losses.overlap, config.loss)
+        steps[kind] = StepLoss(only_proposals if kind == "proposals" else losses.total, _named(losses))
     foreground = None if batch.foregrounds is None else _resample(batch.foregrounds, config)
     moment = None if batch.moments is None else _resample(batch.moments, config)
     if foreground is not None or moment is not None:
@@ -136,7 +137,6 @@ def step_losses(
 def _see(
     localizer: Localizer,
     config: Config,
-    weights: LossConfig,
     sequence: Tensor,
     class_weights: ClassWeights,
     ground_truth: GroundTruth,
@@ -145,7 +145,7 @@ def _see(
     maps = localizer.backbone(sequence)
     outputs = Outputs(class_logits(maps, class_weights), *localizer.heads(maps))
     assigned = assign_anchors(localizer.anchors, ground_truth, config.assignment)
-    losses = localization_losses(outputs, localizer.anchors, ground_truth, assigned, config.model, weights)
+    losses = localization_losses(outputs, localizer.anchors, ground_truth, assigned, config.model, config.loss)
     return _Seen(maps, assigned.kind == kernels.BACKGROUND, losses)
 
 
@@ -252,7 +252,7 @@ def _synthetic(
     sequence, ground_truth = video
     if untrimmed is not None:
         class_weights = class_weights.detach()
-    seen = _see(networks.localizer, config, config.loss, sequence, class_weights, ground_truth)
+    seen = _see(networks.localizer, config, sequence, class_weights, ground_truth)
     localization, terms = config.loss.synthetic * seen.losses.total, _named(seen.losses, "synthetic_")
     if untrimmed is None:
         return {"moments": StepLoss(localization, terms)}

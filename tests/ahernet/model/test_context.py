@@ -1,7 +1,7 @@
 import ahernet_kernels as kernels
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahernet.config import ModelConfig
@@ -62,6 +62,7 @@ def test_the_moment_fills_exactly_its_steps_wherever_it_is_placed():
             _assert_moment_fills(first, length, STEPS, rows=12, context=6)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_moment_fills_exactly_its_steps_whatever_the_sizes(data):
     steps = data.draw(st.integers(8, 600))
@@ -70,6 +71,7 @@ def test_the_moment_fills_exactly_its_steps_whatever_the_sizes(data):
     _assert_moment_fills(first, length, steps, data.draw(st.integers(1, 300)), data.draw(st.integers(1, 150)))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_contexts_fill_exactly_the_rest(data):
     steps = data.draw(st.integers(8, 600))
@@ -81,6 +83,7 @@ def test_contexts_fill_exactly_the_rest(data):
     torch.testing.assert_close(video, expected, rtol=0, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(placements(), st.integers(1, 30), st.integers(1, 15))
 def test_every_piece_is_resampled_as_the_kernel_does(placement, rows, context):
     first, length = placement
@@ -96,6 +99,7 @@ def test_pieces_of_the_usual_lengths_are_resampled_as_the_kernel_does():
     torch.testing.assert_close(got, _one_by_one(*pieces, first, length, 512), rtol=0, atol=3e-4)
 
 
+@settings(deadline=None)
 @given(placements())
 def test_a_batch_is_the_same_as_its_videos_one_by_one(placement):
     first, length = placement
@@ -121,6 +125,7 @@ def test_gradients_reach_moment_and_contexts_exactly(first, length):
     assert torch.autograd.gradcheck(lambda *x: _placed(*x, first, length, 8), pieces)
 
 
+@settings(deadline=None)
 @given(placements())
 def test_gradients_are_those_of_resampling_the_pieces(placement):
     first, length = placement

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahernet.data.annotations import Annotations, VideoAnnotations
@@ -153,6 +153,7 @@ def test_the_fingerprint_tells_training_sets_apart(archive):
     assert len(others | {fingerprint()}) == 5
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     batch_size=st.integers(1, 20),
@@ -167,6 +168,7 @@ def test_every_epoch_holds_every_video_once(seed, batch_size, count, epochs, str
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 10_000))
 def test_a_batch_depends_on_seed_and_iteration_only(seed, iteration):
     batch = batch_members(seed, iteration, 16, 100)

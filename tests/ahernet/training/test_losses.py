@@ -5,7 +5,7 @@ from itertools import chain
 import ahernet_kernels as kernels
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_worlds import ground_truth_of
 
@@ -299,6 +299,7 @@ def test_adversarial_loss_is_the_mean_over_background_of_each_scale_that_has_any
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=2 * FEW_ANCHORS, max_size=2 * FEW_ANCHORS), st.booleans(), st.integers(0, 99))
 def test_adversarial_loss_equals_the_naive_form_for_every_mask(mask, real, seed):
     counted = torch.tensor(mask).reshape(2, FEW_ANCHORS)

@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from training_worlds import ground_truth_of
 
@@ -107,6 +107,7 @@ def test_choices_of_the_videos_of_a_batch_are_independent():
     assert chosen == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6))
 def test_the_choice_depends_on_seed_and_iteration_only(seed, iteration):
     batch = _batch([(9, [(k / 20, (k + 1) / 20) for k in range(20)])] * 6)
@@ -120,6 +121,7 @@ def test_the_choice_depends_on_seed_and_iteration_only(seed, iteration):
 # --- foreground segments ---------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.one_of(videos(), any_videos()), st.integers(0, 99))
 def test_a_foreground_segment_has_the_rows_whose_centre_lies_inside(made, iteration):
     batch = _batch(made)
@@ -171,6 +173,7 @@ def _cut_surroundings(made, iteration):
     return batch, chosen - batch.ground_truth.offsets.numpy()[:-1], [list(side) for side in sides]
 
 
+@settings(deadline=None)
 @given(st.one_of(videos(), any_videos()), st.integers(0, 99))
 def test_surroundings_are_background_next_to_the_segment(made, iteration):
     batch, numbers, sides = _cut_surroundings(made, iteration)
@@ -202,6 +205,7 @@ def _assert_surroundings_reach_as_far_as_background_does(made, iteration):
                 assert places == _rows_inside(*span, length)
 
 
+@settings(deadline=None)
 @given(st.one_of(videos(alike=False), any_videos()), st.integers(0, 99))
 def test_surroundings_reach_as_far_as_background_does(made, iteration):
     for _, segments in made:
@@ -210,6 +214,7 @@ def test_surroundings_reach_as_far_as_background_does(made, iteration):
     _assert_surroundings_reach_as_far_as_background_does(made, iteration)
 
 
+@settings(deadline=None)
 @given(videos(), st.integers(0, 99))
 @example([(20, [(0.25, 0.5), (0.25, 0.5)])], 0)
 def test_segments_that_start_or_end_together_have_the_background_around_both(made, iteration):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import ahernet_kernels as kernels
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_worlds import BASE, DIMENSION, data_of, open_world, small_config
 
@@ -660,6 +660,7 @@ def test_a_moment_that_is_the_foreground_segment_gets_its_real_context(world, ru
 # --- where moments lie ------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_ground_truth_of_synthetic_videos_is_where_the_moments_are(data):
     steps = data.draw(st.integers(8, 512))
