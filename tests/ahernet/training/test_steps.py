@@ -644,13 +644,17 @@ def test_real_background_surrounds_moments_where_that_is_their_context(world):
 def test_a_moment_that_is_the_foreground_segment_gets_its_real_context(world, run):
     setting = _setting(world, run, method={"real_residual": True, "minimum_share": 0.3}, labels=world.labels)
     foregrounds = setting.batch.foregrounds
-    setting = setting._replace(batch=setting.batch._replace(moments=foregrounds))
+    has = {
+        "has_before": torch.tensor([True, False, True, False]),
+        "has_after": torch.tensor([True, True, False, False]),
+    }
+    around = setting.batch.surroundings._replace(**has)
+    setting = setting._replace(batch=setting.batch._replace(moments=foregrounds, surroundings=around))
     _, *generated = _contexts(setting, foregrounds)
     contexts = [
         torch.stack([real[b] if has[b] else side[b] for b in range(BATCH)])
         for side, (real, has) in zip(generated, _real_contexts(setting), strict=True)
     ]
-    assert setting.batch.surroundings.has_before.any()
     _, _, losses = _synthetic(setting, contexts)
     terms = setting.losses()["synthetic"].terms
     for term in ("classification", "offset", "overlap"):
