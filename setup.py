@@ -49,7 +49,7 @@ setup(
         "ahernet_kernels",
     ],
     package_dir={"ahernet_kernels": "kernels/ahernet_kernels"},
-    package_data={"ahernet": ["py.typed"], "ahernet_kernels": ["py.typed"]},
+    package_data={"ahernet": ["py.typed"], "ahernet_kernels": ["py.typed", "tuning.json"]},
     install_requires=CORE,
     extras_require={"bench": BENCH, "test": TEST, "lint": LINT},
     entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},
