@@ -13,24 +13,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
+from ahernet_kernels._anchors import MAX_SCALES, decode_anchors, decode_anchors_torch, of_scale, tile_of_cells
 from ahernet_kernels._arguments import FLOATS, check_tensor
 from ahernet_kernels._tiou import FLOAT_MAX
 
-MAX_SCALES = 8
 BLOCK_CELLS = 16
 BLOCK_CLASSES = 64
-
-
-@triton.jit
-def of_scale(scale, v0, v1, v2, v3, v4, v5, v6, v7):
-    """The value or pointer of one scale."""
-    v = tl.where(scale == 1, v1, v0)
-    v = tl.where(scale == 2, v2, v)
-    v = tl.where(scale == 3, v3, v)
-    v = tl.where(scale == 4, v4, v)
-    v = tl.where(scale == 5, v5, v)
-    v = tl.where(scale == 6, v6, v)
-    return tl.where(scale == 7, v7, v)
 
 
 @triton.jit
@@ -73,26 +61,7 @@ def decode_kernel(
     """A tile of cells of one scale of one video: best class, then every anchor of the cells."""
     video = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    N1: tl.constexpr = (T0 + BLOCK_CELLS - 1) // BLOCK_CELLS  # first tile of scale 1, and so on
-    N2: tl.constexpr = N1 + (T1 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    N3: tl.constexpr = N2 + (T2 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    N4: tl.constexpr = N3 + (T3 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    N5: tl.constexpr = N4 + (T4 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    N6: tl.constexpr = N5 + (T5 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    N7: tl.constexpr = N6 + (T6 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    C2: tl.constexpr = T0 + T1  # first cell of scale 2, and so on
-    C3: tl.constexpr = C2 + T2
-    C4: tl.constexpr = C3 + T3
-    C5: tl.constexpr = C4 + T4
-    C6: tl.constexpr = C5 + T5
-    C7: tl.constexpr = C6 + T6
-    scale = (tile >= N1).to(tl.int32) + (tile >= N2).to(tl.int32) + (tile >= N3).to(tl.int32)
-    scale += (tile >= N4).to(tl.int32) + (tile >= N5).to(tl.int32) + (tile >= N6).to(tl.int32)
-    scale += (tile >= N7).to(tl.int32)
-    cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
-    cell = (tile - of_scale(scale, 0, N1, N2, N3, N4, N5, N6, N7)) * BLOCK_CELLS + tl.arange(0, BLOCK_CELLS)
-    inside = cell < cells
-
+    scale, cells, cell, earlier_cells = tile_of_cells(tile, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_CELLS)
     logits_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     offsets_ptr = of_scale(
         scale, offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7
@@ -101,31 +70,14 @@ def decode_kernel(
         scale, overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7
     )
     probability, label = best_class(
-        logits_ptr + video * classes * cells, cell, inside, cells, classes, BLOCK_CLASSES, BLOCK_CELLS
+        logits_ptr + video * classes * cells, cell, cell < cells, cells, classes, BLOCK_CLASSES, BLOCK_CELLS
     )
-    anchors = (C7 + T7) * RATIOS
-    first_anchor = (of_scale(scale, 0, T0, C2, C3, C4, C5, C6, C7) + cell) * RATIOS
-    offsets_ptr += video * 2 * RATIOS * cells + cell
-    overlaps_ptr += video * RATIOS * cells + cell
-    for ratio in tl.static_range(RATIOS):
-        anchor = first_anchor + ratio
-        anchor_centre = tl.load(anchors_ptr + anchor * 2, mask=inside, other=0.0).to(tl.float32)
-        anchor_width = tl.load(anchors_ptr + anchor * 2 + 1, mask=inside, other=0.0).to(tl.float32)
-        centre_offset = tl.load(offsets_ptr + 2 * ratio * cells, mask=inside, other=0.0).to(tl.float32)
-        width_offset = tl.load(offsets_ptr + (2 * ratio + 1) * cells, mask=inside, other=0.0).to(tl.float32)
-        overlap = tl.load(overlaps_ptr + ratio * cells, mask=inside, other=0.0).to(tl.float32)
-        centre = anchor_centre + CENTRE_SCALE * anchor_width * centre_offset
-        half_width = 0.5 * anchor_width * tl.exp(WIDTH_SCALE * width_offset)
-        valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)
-        start = tl.where(valid, tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0), 0.0)
-        end = tl.where(valid, tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0), 0.0)
-        overlap = tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)
-        score = tl.where(valid, probability * overlap, float("-inf"))
-        at = video * anchors + anchor
-        tl.store(segments_ptr + at * 2, start, mask=inside)
-        tl.store(segments_ptr + at * 2 + 1, end, mask=inside)
-        tl.store(scores_ptr + at, score, mask=inside)
-        tl.store(labels_ptr + at, label, mask=inside)
+    all_cells = T0 + T1 + T2 + T3 + T4 + T5 + T6 + T7
+    decode_anchors(
+        probability, label, video, cell, cells, earlier_cells, all_cells,
+        offsets_ptr, overlaps_ptr, anchors_ptr, segments_ptr, scores_ptr, labels_ptr,
+        RATIOS, CENTRE_SCALE, WIDTH_SCALE,
+    )  # fmt: skip
 
 
 def decode_launch(
@@ -173,11 +125,6 @@ def _best_class_torch(logits: Tensor) -> tuple[Tensor, Tensor]:
     return probability.where(top > -torch.inf, 0.0), label
 
 
-def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:
-    """(B, ratios * K, T_j) of all scales -> (B, A, K) in the order of the anchors."""
-    return torch.cat([x.float().unflatten(1, (ratios, -1)).permute(0, 3, 1, 2).flatten(1, 2) for x in per_scale], dim=1)
-
-
 @custom_op("ahernet_kernels::decode_cpu", mutates_args=(), device_types="cpu")
 def _decode_cpu(
     logits: list[Tensor],
@@ -187,20 +134,9 @@ def _decode_cpu(
     centre_scale: float,
     width_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ratios = overlaps[0].shape[1]
     best = [_best_class_torch(scale) for scale in logits]
-    probability = torch.cat([p for p, _ in best], dim=1).repeat_interleave(ratios, dim=1)
-    labels = torch.cat([label for _, label in best], dim=1).repeat_interleave(ratios, dim=1)
-    offset = _per_anchor(offsets, ratios)
-    overlap = _per_anchor(overlaps, ratios)[..., 0]
-    anchor_centre, anchor_width = anchors.float().unbind(-1)
-    centre = anchor_centre + centre_scale * anchor_width * offset[..., 0]
-    half_width = 0.5 * anchor_width * (width_scale * offset[..., 1]).exp()
-    valid = centre.isfinite() & ~half_width.isnan()
-    ends = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0.0, 1.0)
-    scores = probability * overlap.sigmoid().nan_to_num(nan=0.0)
-    segments = torch.where(valid[..., None], ends, 0.0)
-    return segments, torch.where(valid, scores, -torch.inf), labels
+    probability, labels = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
+    return decode_anchors_torch(probability, labels, offsets, overlaps, anchors, centre_scale, width_scale)
 
 
 @_decode_cpu.register_fake
