@@ -10,6 +10,7 @@ from ahernet_kernels.decode import decode
 from ahernet_kernels.match import match
 from ahernet_kernels.nms import nms
 from ahernet_kernels.pairwise_tiou import pairwise_tiou
+from ahernet_kernels.pick import pick
 from ahernet_kernels.resample import resample
 from ahernet_kernels.soft_nms import soft_nms
 
@@ -23,6 +24,7 @@ __all__ = [
     "match",
     "nms",
     "pairwise_tiou",
+    "pick",
     "resample",
     "soft_nms",
 ]

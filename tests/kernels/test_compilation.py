@@ -25,6 +25,7 @@ BUDGETS = {
     "nms_agnostic": (72, 8192),
     "nms_large": (64, 4096),
     "pairwise_tiou": (80, 8192),
+    "pick": (40, 2048),
     "rank_key": (40, 8192),
     "resample": (64, 8192),
     "resample_backward": (80, 4096),

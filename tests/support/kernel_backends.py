@@ -14,6 +14,7 @@ from ahernet_kernels.match import match_kernel, match_launch
 from ahernet_kernels.nms import nms_kernel, nms_launch
 from ahernet_kernels.nms_large import nms_large_kernel, nms_large_launch, rank_key_kernel
 from ahernet_kernels.pairwise_tiou import pairwise_tiou_kernel, pairwise_tiou_launch
+from ahernet_kernels.pick import pick_kernel, pick_launch
 from ahernet_kernels.resample import (
     resample_backward_kernel,
     resample_backward_launch,
@@ -62,6 +63,7 @@ def interpreter() -> SimpleNamespace:
         nms=interpreted_nms,
         nms_large=interpreted_nms_large,
         pairwise_tiou=lambda a, b: pairwise_tiou_launch(pairwise_tiou_kernel, a, b),
+        pick=lambda *arguments: pick_launch(pick_kernel, *arguments),
         resample=lambda *arguments: resample_launch(resample_kernel, *arguments),
         resample_backward=lambda *arguments: resample_backward_launch(resample_backward_kernel, *arguments),
         soft_nms=interpreted_soft_nms,
@@ -89,7 +91,7 @@ def registered(device: str) -> SimpleNamespace:
         ahernet_kernels.resample(features, offsets, gradient.shape[1]).backward(gradient)
         return features.grad
 
-    names = ("assign", "decode", "match", "nms", "pairwise_tiou", "resample", "soft_nms")
+    names = ("assign", "decode", "match", "nms", "pairwise_tiou", "pick", "resample", "soft_nms")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {"nms_large": on_device(nms_large), "resample_backward": on_device(resample_backward)}
     return SimpleNamespace(name=device, **ops, **extra)

@@ -176,6 +176,20 @@ def soft_nms(
     return index, kept_scores, count
 
 
+def pick(segments: Tensor, scores: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    picked_segments = torch.zeros((*index.shape, 2))
+    picked_scores = torch.zeros(index.shape)
+    picked_labels = torch.full(index.shape, -1)
+    for video in range(index.shape[0]):
+        for rank in range(index.shape[1]):
+            position = int(index[video, rank])
+            if position >= 0:
+                picked_segments[video, rank] = segments[video, position]
+                picked_scores[video, rank] = scores[video, position]
+                picked_labels[video, rank] = labels[video, position]
+    return picked_segments, picked_scores, picked_labels
+
+
 def resample(features: Tensor, offsets: Tensor, steps: int, samples: int = 64) -> Tensor:
     """The mean over each bin, by adding up the linear interpolant at many points of the bin (fp64)."""
     output = torch.zeros((len(offsets) - 1, steps, features.shape[1]), dtype=torch.float64)

@@ -42,6 +42,7 @@ def samples() -> dict[str, Sample]:
 
     outputs = (per_scale(classes), per_scale(2 * ratios), per_scale(ratios))
     features = torch.randn((9, 6), generator=generator)
+    picked = torch.randint(-1, size, (videos, 10), generator=generator)
     truths = (gt_segments, gt_labels, gt_offsets)
     table: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "assign": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, False)),
@@ -52,6 +53,7 @@ def samples() -> dict[str, Sample]:
         "nms_agnostic": (ahernet_kernels.nms, (segments, scores, None, 0.5, 10)),
         "nms_large": (ahernet_kernels.nms, (many_segments, many_scores, None, 0.5, 10, 0.1)),
         "pairwise_tiou": (ahernet_kernels.pairwise_tiou, (segments[0], segments[1])),
+        "pick": (ahernet_kernels.pick, (segments, scores, labels, picked)),
         "resample": (ahernet_kernels.resample, (features, torch.tensor([0, 4, 9]), 8)),
         "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
         "soft_nms_linear": (ahernet_kernels.soft_nms, (segments, scores, None, "linear", 0.5, 10)),
