@@ -220,8 +220,10 @@ MUTANTS = [
         ("tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0)", "tl.minimum(centre + half_width, 1.0)"),
         ("tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)",
          "tl.div_rn(1.0, 1.0 + tl.exp(-overlap))"),
-        ('score = tl.where(valid, probability * overlap, float("-inf"))',
-         "score = tl.where(valid, probability * overlap, 0.0)"),
+        ('score = tl.where(end > start, probability * overlap, float("-inf"))',
+         "score = tl.where(end > start, probability * overlap, 0.0)"),
+        ('score = tl.where(end > start, probability * overlap, float("-inf"))',
+         'score = tl.where(end >= start, probability * overlap, float("-inf"))'),
     ),
     *mutants_of(
         "decode", False, "decode.py",
@@ -242,7 +244,8 @@ MUTANTS = [
         (".clamp(0.0, 1.0)", ".clamp(min=0.0)"),
         (".clamp(0.0, 1.0)", ".clamp(max=1.0)"),
         ("overlap.sigmoid().nan_to_num(nan=0.0)", "overlap.sigmoid()"),
-        ("torch.where(valid, scores, -torch.inf)", "torch.where(valid, scores, 0.0)"),
+        ("torch.where(segments[..., 1] > segments[..., 0], scores, -torch.inf)", "scores"),
+        ("torch.where(segments[..., 1] > segments", "torch.where(segments[..., 1] >= segments"),
     ),
     # nms, up to the limit of one launch
     *mutants_of(

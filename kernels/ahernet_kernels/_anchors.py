@@ -1,7 +1,7 @@
 """The scales of a network and the anchors of their cells, in the one form that every op uses on every device.
 
 Cells are ordered by scale; anchors by scale, cell, ratio. A candidate whose offsets are meaningless has the segment
-(0, 0) and the score -inf.
+(0, 0); its score is -inf, as is that of one of which clipping to the video leaves nothing.
 """
 
 import torch
@@ -78,7 +78,7 @@ def decode_anchors(
         start = tl.where(valid, tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0), 0.0)
         end = tl.where(valid, tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0), 0.0)
         overlap = tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)
-        score = tl.where(valid, probability * overlap, float("-inf"))
+        score = tl.where(end > start, probability * overlap, float("-inf"))
         at = video * all_cells * RATIOS + anchor
         tl.store(segments_ptr + at * 2, start, mask=inside)
         tl.store(segments_ptr + at * 2 + 1, end, mask=inside)
@@ -106,7 +106,11 @@ def decode_anchors_torch(
     ends = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0.0, 1.0)
     scores = probability.repeat_interleave(ratios, dim=1) * overlap.sigmoid().nan_to_num(nan=0.0)
     segments = torch.where(valid[..., None], ends, 0.0)
-    return segments, torch.where(valid, scores, -torch.inf), labels.repeat_interleave(ratios, dim=1)
+    return (
+        segments,
+        torch.where(segments[..., 1] > segments[..., 0], scores, -torch.inf),
+        labels.repeat_interleave(ratios, dim=1),
+    )
 
 
 def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:

@@ -182,7 +182,8 @@ def decode(
     """Decode anchors (eq. 5) and score them: `max_c p_c * sigmoid(overlap)` with the softmax p of the anchor's cell.
 
     centre = m_c + centre_scale * m_w * dc, width = m_w * exp(width_scale * dw). A NaN logit counts as -inf. Where
-    an offset makes the centre or the width meaningless the segment is (0, 0) and the score -inf.
+    an offset makes the centre or the width meaningless the segment is (0, 0). Where there is nothing of
+    the segment inside the video (end <= start), the score is -inf, and `nms` and `soft_nms` drop it.
 
     Args:
         logits: per scale `(B, C, T_j)` class logits of each cell; at most 8 scales; these, `offsets` and `overlaps`

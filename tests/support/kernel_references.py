@@ -190,6 +190,38 @@ def pick(segments: Tensor, scores: Tensor, labels: Tensor, index: Tensor) -> tup
     return picked_segments, picked_scores, picked_labels
 
 
+def proposal_loss(
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    kind: Tensor,
+    targets: Tensor,
+    tiou: Tensor,
+    centre_scale: float = 1.0,
+    width_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Anchor by anchor, with the losses and the gradients of torch."""
+    distances, errors, a = [], [], 0
+    for scale in range(len(offsets)):
+        for cell in range(offsets[scale].shape[2]):
+            for ratio in range(overlaps[scale].shape[1]):
+                m_c, m_w = anchors[a].float()
+                for video in range(len(kind)):
+                    predicted = overlaps[scale][video, ratio, cell].float().sigmoid()
+                    errors.append((predicted - tiou[video, a]) ** 2)
+                    if kind[video, a] == 1:
+                        dc, dw = offsets[scale][video, 2 * ratio : 2 * ratio + 2, cell].float()
+                        start, end = targets[video, a]
+                        centre, width = m_c + centre_scale * m_w * dc, m_w * torch.exp(width_scale * dw)
+                        distances.append(
+                            torch.nn.functional.smooth_l1_loss(centre, (start + end) / 2)
+                            + torch.nn.functional.smooth_l1_loss(width, end - start)
+                        )
+                a += 1
+    means = [torch.stack(values).mean() if values else torch.zeros(()) for values in (distances, errors)]
+    return means[0], means[1]
+
+
 def resample(features: Tensor, offsets: Tensor, steps: int, samples: int = 64) -> Tensor:
     """The mean over each bin, by adding up the linear interpolant at many points of the bin (fp64)."""
     output = torch.zeros((len(offsets) - 1, steps, features.shape[1]), dtype=torch.float64)
@@ -229,10 +261,10 @@ def decode(
                     labels[video, a] = label
                     scores[video, a] = probability * _sigmoid(overlap)
                     segment = _decoded(m_c + centre_scale * m_w * centre_offset, m_w, width_scale * width_offset)
-                    if segment is None:
-                        scores[video, a] = -math.inf
-                    else:
+                    if segment is not None:
                         segments[video, a] = torch.tensor(segment)
+                    if not segments[video, a, 1] > segments[video, a, 0]:
+                        scores[video, a] = -math.inf
                     a += 1
     return segments, scores, labels
 

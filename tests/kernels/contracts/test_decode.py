@@ -114,5 +114,21 @@ def test_a_meaningless_offset_is_no_candidate(ops, offset):
     assert score == -math.inf
 
 
+@pytest.mark.parametrize(
+    ("offset", "anchor", "expected"),
+    [
+        ((3.0, 0.0), (0.5, 0.5), [1.0, 1.0]),  # right of the video
+        ((-3.0, 0.0), (0.5, 0.5), [0.0, 0.0]),  # left of it
+        ((2.0, 0.0), (0.5, 0.25), [0.875, 1.0]),  # across its end
+        ((2.5, 0.0), (0.5, 0.25), [1.0, 1.0]),  # touching its end from outside
+        ((0.0, -1e4), (0.5, 0.5), [0.5, 0.5]),  # without width
+    ],
+)
+def test_a_segment_of_which_clipping_leaves_nothing_is_no_candidate(ops, offset, anchor, expected):
+    segment, score, _ = one_anchor(ops, offset=offset, anchor=anchor)
+    assert segment == expected
+    assert (score == -math.inf) == (expected[0] == expected[1])
+
+
 def test_a_nan_overlap_scores_zero(ops):
     assert one_anchor(ops, overlap=math.nan)[1] == 0.0
