@@ -16,13 +16,23 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import FLOATS, INTEGERS, check_fraction, check_tensor
+from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._nms_numpy import nms_numpy
 from ahernet_kernels._rank import NOT_A_CANDIDATE, ordered_bits, position_of, rank_key
 from ahernet_kernels._tiou import intersection_and_union
-from ahernet_kernels.nms_large import nms_large_kernel, nms_large_launch, rank_key_kernel
+from ahernet_kernels._tuning import launch_settings
+from ahernet_kernels.nms_large import (
+    Kernels,
+    kept_kernel,
+    lay_out_kernel,
+    nms_large_launch,
+    output_kernel,
+    place_key_kernel,
+    rank_key_kernel,
+)
 
 ONE_LAUNCH_LIMIT = 1024
-NUM_WARPS = 8
+DEFAULTS = {"num_warps": 8}
 
 
 @triton.jit
@@ -139,7 +149,7 @@ def nms_launch(
         TIOU_THRESHOLD=tiou_threshold,
         CLASS_AWARE=labels is not None,
         BLOCK=block,
-        num_warps=NUM_WARPS,
+        **launch_settings("nms", DEFAULTS),
     )
     return index, count
 
@@ -192,7 +202,16 @@ def _nms(
         return _nms_cpu(*arguments)
     if scores.shape[1] <= ONE_LAUNCH_LIMIT:
         return nms_launch(wrap_triton(nms_kernel), *arguments)
-    return nms_large_launch(wrap_triton(nms_large_kernel), wrap_triton(rank_key_kernel), *arguments)
+    kernels = Kernels(
+        wrap_triton(rank_key_kernel),
+        wrap_triton(place_key_kernel),
+        wrap_triton(lay_out_kernel),
+        wrap_triton(round_kernel),
+        wrap_triton(finisher_kernel),
+        wrap_triton(kept_kernel),
+        wrap_triton(output_kernel),
+    )
+    return nms_large_launch(kernels, *arguments)
 
 
 def nms(
@@ -209,8 +228,8 @@ def nms(
     with a kept one of its class is > `tiou_threshold`, decided as `intersection > threshold * union` in fp32. NaN or
     -inf scores, scores not above `min_score` and non-finite segments are never kept and never suppress.
 
-    On a GPU up to 1,024 candidates a video are one launch; more are exact too, but one program works through each
-    video: time grows with the square of what is kept.
+    On a GPU up to 1,024 candidates a video are one launch; more take a fixed number of launches of many programs,
+    whose work grows with how many candidates are within reach of each.
 
     Args:
         segments: `(B, N, 2)` start, end in any unit; fp16, bf16 or fp32.

@@ -1,169 +1,205 @@
-"""Exact greedy temporal NMS for more candidates than one tile holds, on a GPU.
+"""Exact greedy temporal NMS for more candidates than one tile holds, on a GPU: many programs, fixed launches.
 
-Keys are made by one kernel and sorted by torch; then one program a video takes rows 32 at a time, decides them by
-the fixed point of `nms`, and strikes what the kept rows suppress from the later columns, tile by tile.
+Greedy NMS keeps the lexicographically first maximal independent set of the overlap graph (Blelloch et al., SPAA
+2012), so candidates may be decided in any order that waits for their higher-ranked neighbours. Candidates are laid
+out by (label, start). There temporal IoU > t bounds how far from each other two of them stand: by 1 - t times the
+length of the earlier one and (1 - t) / t times that of the later. In every round each tile of candidates looks at what
+is within its reach: who overlaps a kept one of higher rank is dropped, who overlaps no undecided one is kept. Decisions
+are final, so a state read too early only delays. A few rounds decide nearly everything; chains that are longer end in
+a finisher, one program a video that takes what is undecided by rank.
+
+The work grows with the number of candidates within reach: it is linear in N where a tile's neighbourhood is bounded.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ahernet_kernels._decide import DROPPED, KEPT, UNDECIDED
+from ahernet_kernels._place import BEYOND, place_key
 from ahernet_kernels._rank import NOT_A_CANDIDATE, ordered_bits, position_of, rank_key
-from ahernet_kernels._tiou import intersection_and_union
+from ahernet_kernels._tuning import launch_settings
 
-BLOCK = 1024
-NUM_WARPS = 8
+DEFAULTS = {
+    "ROUNDS": 6,
+    "BLOCK": 64,  # candidates of a tile
+    "BLOCK_NEAR": 16,  # those near it that it compares with at a time: a divisor of BLOCK
+    "LAYOUT_BLOCK": 1024,  # of the kernels that only move
+    "FINISHER_BLOCK": 1024,
+    "num_warps": 4,
+}
+FINISHER_NEAR, FINISHER_WARPS = 32, 8
 
 
 @triton.jit
-def rank_key_kernel(segments_ptr, scores_ptr, key_ptr, candidates, MIN_SCORE_BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sortable keys of a tile of candidates of one video."""
-    video = tl.program_id(0).to(tl.int64)
-    position = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def rank_key_kernel(
+    segments_ptr, scores_ptr, rank_key_ptr, candidates, MIN_SCORE_BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sortable rank keys of a tile of candidates of one video."""
+    video = tl.program_id(1).to(tl.int64)
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = position < candidates
     at = video * candidates + position
     start = tl.load(segments_ptr + at * 2, mask=inside, other=0.0).to(tl.float32)
     end = tl.load(segments_ptr + at * 2 + 1, mask=inside, other=0.0).to(tl.float32)
     score = tl.load(scores_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(key_ptr + at, rank_key(score, start, end, position, inside, MIN_SCORE_BITS), mask=inside)
+    tl.store(rank_key_ptr + at, rank_key(score, start, end, position, inside, MIN_SCORE_BITS), mask=inside)
 
 
 @triton.jit
-def nms_large_kernel(
-    key_ptr,
-    segments_ptr,
-    labels_ptr,
-    ranked_segments_ptr,
-    ranked_labels_ptr,
-    alive_ptr,
-    index_ptr,
-    count_ptr,
-    candidates,
-    outputs,
-    TIOU_THRESHOLD: tl.constexpr,
-    CLASS_AWARE: tl.constexpr,
-    BLOCK: tl.constexpr,
+def place_key_kernel(
+    rank_key_ptr, segments_ptr, labels_ptr, place_key_ptr, candidates, CLASS_AWARE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """All candidates of one video, in rank order in memory, 32 rows at a time."""
-    video = tl.program_id(0).to(tl.int64)
-    key_ptr += video * candidates
-    segments_ptr += video * candidates * 2
-    labels_ptr += video * candidates
-    ranked_segments_ptr += video * candidates * 2
-    ranked_labels_ptr += video * candidates
-    alive_ptr += video * candidates
+    """Sortable place keys, in rank order."""
+    base = tl.program_id(1).to(tl.int64) * candidates
+    rank = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = rank < candidates
+    key = tl.load(rank_key_ptr + base + rank, mask=inside, other=NOT_A_CANDIDATE)
+    eligible = key != NOT_A_CANDIDATE
+    at = base + position_of(key)
+    start = tl.load(segments_ptr + at * 2, mask=eligible, other=0.0).to(tl.float32)
+    label = tl.zeros([BLOCK], tl.int32)
+    if CLASS_AWARE:
+        label = tl.load(labels_ptr + at, mask=eligible, other=0).to(tl.int32)
+    tl.store(place_key_ptr + base + rank, tl.where(eligible, place_key(label, start), BEYOND), mask=inside)
+
+
+@triton.jit
+def lay_out_kernel(
+    rank_key_ptr, place_key_ptr, order_ptr, segments_ptr, end_ptr, rank_ptr, place_ptr, state_ptr, undecided_ptr,
+    candidates,
+    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """End, rank and state of the candidate at each place, the place of each rank, and the counters of the rounds."""
+    video = tl.program_id(1).to(tl.int64)
+    base = video * candidates
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < candidates
+    eligible = tl.load(place_key_ptr + base + place, mask=inside, other=BEYOND) != BEYOND
+    rank = tl.load(order_ptr + base + place, mask=inside, other=0)
+    position = position_of(tl.load(rank_key_ptr + base + rank, mask=eligible, other=0))
+    end = tl.load(segments_ptr + (base + position) * 2 + 1, mask=eligible, other=0.0).to(tl.float32)
+    tl.store(end_ptr + base + place, end, mask=inside)
+    tl.store(rank_ptr + base + place, rank.to(tl.int32), mask=inside)
+    tl.store(place_ptr + base + rank, place, mask=inside)
+    tl.store(state_ptr + base + place, tl.where(eligible, UNDECIDED, DROPPED).to(tl.int8), mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(undecided_ptr + video * (ROUNDS + 1), 1)
+        for number in tl.static_range(ROUNDS):
+            tl.store(undecided_ptr + video * (ROUNDS + 1) + number + 1, 0)
+
+
+@triton.jit
+def kept_kernel(state_ptr, place_ptr, kept_ptr, candidates, BLOCK: tl.constexpr):
+    """Whether the candidate of each rank is kept: 1 or 0, to be summed."""
+    base = tl.program_id(1).to(tl.int64) * candidates
+    rank = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = rank < candidates
+    place = tl.load(place_ptr + base + rank, mask=inside, other=0)
+    state = tl.load(state_ptr + base + place, mask=inside, other=0)
+    tl.store(kept_ptr + base + rank, (state == KEPT).to(tl.int32), mask=inside)
+
+
+@triton.jit
+def output_kernel(rank_key_ptr, number_kept_ptr, index_ptr, count_ptr, candidates, outputs, BLOCK: tl.constexpr):
+    """Positions of the first kept in rank order; `number_kept` is the running number of kept, this one included."""
+    video = tl.program_id(1).to(tl.int64)
+    base = video * candidates
+    rank = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = rank < candidates
+    number = tl.load(number_kept_ptr + base + rank, mask=inside, other=0)
+    before = tl.load(number_kept_ptr + base + rank - 1, mask=inside & (rank > 0), other=0)
+    position = position_of(tl.load(rank_key_ptr + base + rank, mask=inside, other=0))
     index_ptr += video * outputs
+    tl.store(index_ptr + number - 1, position.to(tl.int64), mask=inside & (number > before) & (number <= outputs))
+    count = tl.minimum(tl.load(number_kept_ptr + base + candidates - 1), outputs)
+    tl.store(index_ptr + rank, tl.full([BLOCK], -1, tl.int64), mask=(rank >= count) & (rank < outputs))
+    if tl.program_id(0) == 0:
+        tl.store(count_ptr + video, count.to(tl.int64))
 
-    live = 0
-    for tile in range(0, candidates, BLOCK):
-        column = tile + tl.arange(0, BLOCK)
-        key = tl.load(key_ptr + column, mask=column < candidates, other=NOT_A_CANDIDATE)
-        alive = key != NOT_A_CANDIDATE
-        position = position_of(key)
-        tile_start = tl.load(segments_ptr + position * 2, mask=alive, other=0.0).to(tl.float32)
-        tile_end = tl.load(segments_ptr + position * 2 + 1, mask=alive, other=0.0).to(tl.float32)
-        tl.store(ranked_segments_ptr + column * 2, tile_start, mask=alive)
-        tl.store(ranked_segments_ptr + column * 2 + 1, tile_end, mask=alive)
-        if CLASS_AWARE:
-            tile_label = tl.load(labels_ptr + position, mask=alive, other=0).to(tl.int32)
-            tl.store(ranked_labels_ptr + column, tile_label, mask=alive)
-        tl.store(alive_ptr + column, tl.full([BLOCK], 1, tl.int8), mask=alive)
-        live += tl.sum(alive.to(tl.int32), 0)
-    tl.debug_barrier()
 
-    r = tl.arange(0, 32)
-    bit = tl.full([32], 1, tl.int32) << r
-    first = 0
-    kept = 0
-    while (first < live) & (kept < outputs):
-        row = first + r
-        present = row < live
-        candidate = present & (tl.load(alive_ptr + row, mask=present, other=0) != 0)
-        start = tl.load(ranked_segments_ptr + row * 2, mask=present, other=0.0)
-        end = tl.load(ranked_segments_ptr + row * 2 + 1, mask=present, other=0.0)
-        intersection, union = intersection_and_union(start[:, None], end[:, None], start[None, :], end[None, :])
-        over = (intersection > TIOU_THRESHOLD * union) & (r[:, None] < r[None, :])
-        if CLASS_AWARE:
-            label = tl.load(ranked_labels_ptr + row, mask=present, other=0)
-            over = over & (label[:, None] == label[None, :])
-        from_earlier_rows = tl.sum(tl.where(over, bit[:, None], 0), 0)
-        keep_word = tl.sum(tl.where(candidate, bit, 0), 0)
-        changed = 1
-        while changed != 0:
-            next_word = tl.sum(tl.where(candidate & ((from_earlier_rows & keep_word) == 0), bit, 0), 0)
-            changed = next_word ^ keep_word
-            keep_word = next_word
-        keep = (keep_word & bit) != 0
-        place = kept + tl.cumsum(keep.to(tl.int32), 0) - 1
-        source = position_of(tl.load(key_ptr + row, mask=present, other=0))
-        tl.store(index_ptr + place, source, mask=keep & (place < outputs))
-        kept += tl.sum(keep.to(tl.int32), 0)
-        first += 32
-        if kept < outputs:
-            for tile in range(first, live, BLOCK):
-                column = tile + tl.arange(0, BLOCK)
-                inside = column < live
-                alive = inside & (tl.load(alive_ptr + column, mask=inside, other=0) != 0)
-                tile_start = tl.load(ranked_segments_ptr + column * 2, mask=alive, other=0.0)
-                tile_end = tl.load(ranked_segments_ptr + column * 2 + 1, mask=alive, other=0.0)
-                tile_label = column
-                if CLASS_AWARE:
-                    tile_label = tl.load(ranked_labels_ptr + column, mask=alive, other=0)
-                for k in range(32):
-                    if ((keep_word >> k) & 1) != 0:
-                        kept_row = first - 32 + k
-                        row_start = tl.load(ranked_segments_ptr + kept_row * 2)
-                        row_end = tl.load(ranked_segments_ptr + kept_row * 2 + 1)
-                        shared, hull = intersection_and_union(row_start, row_end, tile_start, tile_end)
-                        struck = shared > TIOU_THRESHOLD * hull
-                        if CLASS_AWARE:
-                            struck = struck & (tl.load(ranked_labels_ptr + kept_row) == tile_label)
-                        alive = alive & (struck == 0)
-                tl.store(alive_ptr + column, alive, mask=inside)
-            tl.debug_barrier()
-    tl.store(count_ptr + video, tl.minimum(kept, outputs))
+class Kernels(NamedTuple):
+    """The kernels of `nms_large_launch`, in the order of their launches."""
+
+    rank_key: Any
+    place_key: Any
+    lay_out: Any
+    round: Any
+    finisher: Any
+    kept: Any
+    output: Any
 
 
 def nms_large_launch(
-    kernel: Any,
-    key_kernel: Any,
+    kernels: Kernels,
     segments: Tensor,
     scores: Tensor,
     labels: Tensor | None,
     tiou_threshold: float,
     max_output: int,
     min_score: float,
-    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """Launch `key_kernel`, a sort and `kernel`; shapes as in `nms`, any number of candidates."""
+    """Launch the kernels, two sorts and a running sum; shapes as in `nms`, any number of candidates below 2^31."""
     videos, candidates = scores.shape
     outputs = min(max_output, candidates)
-    index = torch.full((videos, outputs), -1, dtype=torch.int64, device=scores.device)
-    count = torch.zeros((videos,), dtype=torch.int64, device=scores.device)
+    new = partial(torch.empty, device=scores.device)
+    index, count = new((videos, outputs), dtype=torch.int64), new((videos,), dtype=torch.int64)
     if videos == 0 or outputs == 0:
-        return index, count
-    key = torch.empty((videos, candidates), dtype=torch.int64, device=scores.device)
-    key_kernel[(videos, triton.cdiv(candidates, block))](
-        segments, scores, key, candidates, MIN_SCORE_BITS=ordered_bits(min_score), BLOCK=block
+        return index, count.zero_()
+    settings = launch_settings("nms_large", DEFAULTS)
+    rounds, moving = {"ROUNDS": settings["ROUNDS"]}, {"BLOCK": settings["LAYOUT_BLOCK"]}
+    tiles = (triton.cdiv(candidates, settings["LAYOUT_BLOCK"]), videos)
+    shape = (videos, candidates)
+    ranks, places = new(shape, dtype=torch.int64), new(shape, dtype=torch.int64)
+    end, state = new(shape, dtype=torch.float32), new(shape, dtype=torch.int8)
+    rank, place, kept = (new(shape, dtype=torch.int32) for _ in range(3))
+    undecided = new((videos, settings["ROUNDS"] + 1), dtype=torch.int32)
+    labels_or_any = scores if labels is None else labels
+
+    kernels.rank_key[tiles](segments, scores, ranks, candidates, MIN_SCORE_BITS=ordered_bits(min_score), **moving)
+    ranks = ranks.sort(dim=1, descending=True).values
+    kernels.place_key[tiles](
+        ranks, segments, labels_or_any, places, candidates, CLASS_AWARE=labels is not None, **moving
     )
-    key = key.sort(dim=1, descending=True).values
-    kernel[(videos,)](
-        key,
-        segments,
-        scores if labels is None else labels,
-        torch.empty((videos, candidates, 2), dtype=torch.float32, device=scores.device),
-        torch.empty((videos, candidates), dtype=torch.int32, device=scores.device),
-        torch.empty((videos, candidates), dtype=torch.int8, device=scores.device),
-        index,
-        count,
+    places, order = places.sort(dim=1)
+    kernels.lay_out[tiles](
+        ranks, places, order, segments, end, rank, place, state, undecided, candidates, **rounds, **moving
+    )
+    for number in range(settings["ROUNDS"]):
+        kernels.round[(triton.cdiv(candidates, settings["BLOCK"]), videos)](
+            places,
+            rank,
+            end,
+            state,
+            undecided,
+            candidates,
+            number,
+            **rounds,
+            TIOU_THRESHOLD=tiou_threshold,
+            BLOCK=settings["BLOCK"],
+            BLOCK_NEAR=settings["BLOCK_NEAR"],
+            num_warps=settings["num_warps"],
+        )
+    kernels.finisher[(videos,)](
+        places,
+        rank,
+        end,
+        state,
+        place,
+        undecided,
         candidates,
         outputs,
+        **rounds,
         TIOU_THRESHOLD=tiou_threshold,
-        CLASS_AWARE=labels is not None,
-        BLOCK=block,
-        num_warps=NUM_WARPS,
+        BLOCK=settings["FINISHER_BLOCK"],
+        BLOCK_NEAR=FINISHER_NEAR,
+        num_warps=FINISHER_WARPS,
     )
+    kernels.kept[tiles](state, place, kept, candidates, **moving)
+    number_kept = kept.cumsum(dim=1, dtype=torch.int32)
+    kernels.output[tiles](ranks, number_kept, index, count, candidates, outputs, **moving)
     return index, count

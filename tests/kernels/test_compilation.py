@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = Path(ahead_of_time.__file__)
 SECONDS = 240  # a kernel that takes minutes to compile spills or is unrolled beyond reason
-AMD_REGISTERS = 64
+AMD_REGISTERS = 80
 
 # Registers a thread on the NVIDIA targets (the most seen and a few more, as compilers differ), bytes shared.
 BUDGETS = {
@@ -23,10 +23,19 @@ BUDGETS = {
     "match": (40, 0),
     "nms": (80, 8192),
     "nms_agnostic": (72, 8192),
-    "nms_large": (64, 4096),
+    "nms_finisher": (136, 1024),
+    "nms_kept": (40, 0),
+    "nms_lay_out": (72, 0),
+    "nms_output": (56, 0),
+    "nms_place_key": (56, 0),
+    "nms_rank_key": (64, 0),
+    "nms_round": (128, 512),
     "pairwise_tiou": (80, 8192),
     "pick": (40, 2048),
-    "rank_key": (40, 8192),
+    "proposal_loss_backward": (40, 0),
+    "proposal_loss_bf16": (64, 0),
+    "proposal_loss_fp32": (64, 0),
+    "proposal_loss_mean": (64, 128),
     "resample": (64, 8192),
     "resample_backward": (80, 4096),
     "soft_nms_gaussian": (40, 128),

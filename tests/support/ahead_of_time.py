@@ -21,6 +21,18 @@ TARGETS = {
 }
 
 
+# Sizes that the kernels of `nms_large` take besides pointers.
+SIZES = {
+    "finisher_kernel": ("candidates", "outputs"),
+    "kept_kernel": ("candidates",),
+    "lay_out_kernel": ("candidates",),
+    "output_kernel": ("candidates", "outputs"),
+    "place_key_kernel": ("candidates",),
+    "rank_key_kernel": ("candidates",),
+    "round_kernel": ("candidates", "number"),
+}
+
+
 @dataclass(frozen=True)
 class Variant:
     """A kernel with the argument types and constants that a launcher gives it."""
@@ -64,6 +76,14 @@ def nms_variant(class_aware: bool) -> Variant:
     return Variant("nms", "nms_kernel", types, constants, num_warps=8, unaligned=("candidates", "outputs"))
 
 
+def large_nms_variant(module: str, kernel: str, pointers: tuple[str, ...], constants: dict[str, object]) -> Variant:
+    num_warps = 8 if kernel == "finisher_kernel" else 4
+    element = dict.fromkeys(("segments_ptr", "scores_ptr", "end_ptr"), "*fp32") | {"state_ptr": "*i8"}
+    element |= dict.fromkeys(("rank_ptr", "place_ptr", "kept_ptr", "number_kept_ptr", "undecided_ptr"), "*i32")
+    types = {name: element.get(name, "*i64") for name in pointers} | dict.fromkeys(SIZES[kernel], "i32")
+    return Variant(module, kernel, types, constants, num_warps, SIZES[kernel])
+
+
 def assign_variant(force_match: bool) -> Variant:
     names = ("anchors_ptr", "gt_segments_ptr", "gt_labels_ptr", "gt_offsets_ptr", "best_ptr", "kind_ptr", "labels_ptr")
     types = dict.fromkeys(names, "*i64") | {"anchors_ptr": "*fp32", "gt_segments_ptr": "*fp32"}
@@ -75,6 +95,17 @@ def assign_variant(force_match: bool) -> Variant:
         "BLOCK_A": 256,
     }
     return Variant("assign", "assign_kernel", types, constants, unaligned=("anchors",))
+
+
+def proposal_loss_variant(dtype: str) -> Variant:
+    outputs = {f"{name}_{j}": f"*{dtype}" for name in ("offsets", "overlaps") for j in range(8)}
+    names = ("anchors_ptr", "kind_ptr", "targets_ptr", "tiou_ptr", "gradient_ptr", "sums_ptr")
+    pointers = dict.fromkeys(names, "*fp32") | {"kind_ptr": "*i64"}
+    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "BLOCK_CELLS": 32}
+    lengths = {f"T{j}": 128 >> j for j in range(8)}
+    return Variant(
+        "proposal_loss", "proposal_loss_kernel", {**outputs, **pointers}, {**lengths, **constants}, num_warps=1
+    )
 
 
 def soft_nms_variant(gaussian: bool) -> Variant:
@@ -121,23 +152,49 @@ VARIANTS = {
     ),
     "nms": nms_variant(class_aware=True),
     "nms_agnostic": nms_variant(class_aware=False),
-    "nms_large": Variant(
+    "nms_finisher": large_nms_variant(
+        "_decide",
+        "finisher_kernel",
+        ("key_ptr", "rank_ptr", "end_ptr", "state_ptr", "place_ptr", "undecided_ptr"),
+        {"ROUNDS": 6, "TIOU_THRESHOLD": 0.9, "BLOCK": 1024, "BLOCK_NEAR": 32},
+    ),
+    "nms_kept": large_nms_variant("nms_large", "kept_kernel", ("state_ptr", "place_ptr", "kept_ptr"), {"BLOCK": 1024}),
+    "nms_lay_out": large_nms_variant(
         "nms_large",
-        "nms_large_kernel",
-        {
-            "key_ptr": "*i64",
-            "segments_ptr": "*fp32",
-            "labels_ptr": "*i64",
-            "ranked_segments_ptr": "*fp32",
-            "ranked_labels_ptr": "*i32",
-            "alive_ptr": "*i8",
-            "index_ptr": "*i64",
-            "count_ptr": "*i64",
-            "candidates": "i32",
-            "outputs": "i32",
-        },
-        {"TIOU_THRESHOLD": 0.9, "CLASS_AWARE": True, "BLOCK": 1024},
-        num_warps=8,
+        "lay_out_kernel",
+        (
+            "rank_key_ptr",
+            "place_key_ptr",
+            "order_ptr",
+            "segments_ptr",
+            "end_ptr",
+            "rank_ptr",
+            "place_ptr",
+            "state_ptr",
+            "undecided_ptr",
+        ),
+        {"ROUNDS": 6, "BLOCK": 1024},
+    ),
+    "nms_output": large_nms_variant(
+        "nms_large", "output_kernel", ("rank_key_ptr", "number_kept_ptr", "index_ptr", "count_ptr"), {"BLOCK": 1024}
+    ),
+    "nms_place_key": large_nms_variant(
+        "nms_large",
+        "place_key_kernel",
+        ("rank_key_ptr", "segments_ptr", "labels_ptr", "place_key_ptr"),
+        {"CLASS_AWARE": True, "BLOCK": 1024},
+    ),
+    "nms_rank_key": large_nms_variant(
+        "nms_large",
+        "rank_key_kernel",
+        ("segments_ptr", "scores_ptr", "rank_key_ptr"),
+        {"MIN_SCORE_BITS": 0, "BLOCK": 1024},
+    ),
+    "nms_round": large_nms_variant(
+        "_decide",
+        "round_kernel",
+        ("key_ptr", "rank_ptr", "end_ptr", "state_ptr", "undecided_ptr"),
+        {"ROUNDS": 6, "TIOU_THRESHOLD": 0.9, "BLOCK": 64, "BLOCK_NEAR": 16},
     ),
     "pairwise_tiou": Variant(
         "pairwise_tiou",
@@ -163,11 +220,29 @@ VARIANTS = {
         {"BLOCK": 256},
         unaligned=("rows", "candidates", "outputs"),
     ),
-    "rank_key": Variant(
-        "nms_large",
-        "rank_key_kernel",
-        {"segments_ptr": "*fp32", "scores_ptr": "*fp32", "key_ptr": "*i64", "candidates": "i32"},
-        {"MIN_SCORE_BITS": 0, "BLOCK": 1024},
+    "proposal_loss_bf16": proposal_loss_variant("bf16"),
+    "proposal_loss_fp32": proposal_loss_variant("fp32"),
+    "proposal_loss_mean": Variant(
+        "proposal_loss",
+        "proposal_loss_mean_kernel",
+        {
+            **dict.fromkeys(("sums_ptr", "offset_ptr", "overlap_ptr", "divisor_ptr"), "*fp32"),
+            "tiles": "i32",
+            "anchors": "i32",
+        },
+        {"BLOCK": 1024},
+        unaligned=("tiles", "anchors"),
+    ),
+    "proposal_loss_backward": Variant(
+        "proposal_loss",
+        "proposal_loss_backward_kernel",
+        {
+            **dict.fromkeys(("gradient_ptr", "offset_gradient_ptr", "overlap_gradient_ptr", "divisor_ptr"), "*fp32"),
+            "output_ptr": "*bf16",
+            "anchors": "i32",
+        },
+        {"BLOCK": 1024},
+        unaligned=("anchors",),
     ),
     "resample": Variant(
         "resample",

@@ -8,13 +8,32 @@ import math
 from types import SimpleNamespace
 
 import ahernet_kernels
+import torch
+from ahernet_kernels._decide import finisher_kernel, round_kernel
+from ahernet_kernels._tuning import overridden
 from ahernet_kernels.assign import assign_kernel, assign_launch, best_anchor_kernel
 from ahernet_kernels.decode import decode_kernel, decode_launch
 from ahernet_kernels.match import match_kernel, match_launch
 from ahernet_kernels.nms import nms_kernel, nms_launch
-from ahernet_kernels.nms_large import nms_large_kernel, nms_large_launch, rank_key_kernel
+from ahernet_kernels.nms_large import (
+    Kernels,
+    kept_kernel,
+    lay_out_kernel,
+    nms_large_launch,
+    output_kernel,
+    place_key_kernel,
+    rank_key_kernel,
+)
 from ahernet_kernels.pairwise_tiou import pairwise_tiou_kernel, pairwise_tiou_launch
 from ahernet_kernels.pick import pick_kernel, pick_launch
+from ahernet_kernels.proposal_loss import (
+    proposal_loss_backward_kernel,
+    proposal_loss_backward_launch,
+    proposal_loss_kernel,
+    proposal_loss_launch,
+    proposal_loss_mean_kernel,
+    unpacked,
+)
 from ahernet_kernels.resample import (
     resample_backward_kernel,
     resample_backward_launch,
@@ -26,6 +45,26 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 LARGE_BLOCK = 32  # so that a few dozen candidates already span several tiles
+LARGE_KERNELS = Kernels(
+    rank_key_kernel,
+    place_key_kernel,
+    lay_out_kernel,
+    round_kernel,
+    finisher_kernel,
+    kept_kernel,
+    output_kernel,
+)
+
+
+def nms_in_small_tiles(rounds):
+    """`nms` for many candidates in tiles of a few, so that they need several rounds, or the finisher."""
+    blocks = {"BLOCK": LARGE_BLOCK, "BLOCK_NEAR": 16, "LAYOUT_BLOCK": LARGE_BLOCK, "FINISHER_BLOCK": 64}
+
+    def nms_large(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
+        with overridden("nms_large", {**blocks, "ROUNDS": rounds}):
+            return nms_large_launch(LARGE_KERNELS, segments, scores, labels, tiou_threshold, max_output, min_score)
+
+    return nms_large
 
 
 def interpreter() -> SimpleNamespace:
@@ -47,9 +86,16 @@ def interpreter() -> SimpleNamespace:
     def interpreted_nms(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
         return nms_launch(nms_kernel, segments, scores, labels, tiou_threshold, max_output, min_score)
 
-    def interpreted_nms_large(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
-        arguments = (segments, scores, labels, tiou_threshold, max_output, min_score)
-        return nms_large_launch(nms_large_kernel, rank_key_kernel, *arguments, block=LARGE_BLOCK)
+    def interpreted_proposal_loss(
+        offsets, overlaps, anchors, kind, targets, tiou, centre_scale=1.0, width_scale=1.0, weights=(1.0, 1.0)
+    ):
+        arguments = (offsets, overlaps, anchors, kind, targets, tiou, centre_scale, width_scale)
+        *losses, gradient, divisor = proposal_loss_launch(proposal_loss_kernel, proposal_loss_mean_kernel, *arguments)
+        scales = (torch.tensor(weight) for weight in weights)
+        gradient = proposal_loss_backward_launch(
+            proposal_loss_backward_kernel, gradient, *scales, divisor, offsets[0].dtype
+        )
+        return losses, unpacked(gradient, *([x.shape for x in per_scale] for per_scale in (offsets, overlaps)))
 
     def interpreted_soft_nms(segments, scores, labels, method, parameter, max_output, min_score=0.0):
         arguments = (segments, scores, labels, method, parameter, max_output, min_score)
@@ -61,9 +107,11 @@ def interpreter() -> SimpleNamespace:
         decode=interpreted_decode,
         match=lambda *arguments: match_launch(match_kernel, *arguments),
         nms=interpreted_nms,
-        nms_large=interpreted_nms_large,
+        nms_large=nms_in_small_tiles(rounds=2),
+        nms_by_rank=nms_in_small_tiles(rounds=0),
         pairwise_tiou=lambda a, b: pairwise_tiou_launch(pairwise_tiou_kernel, a, b),
         pick=lambda *arguments: pick_launch(pick_kernel, *arguments),
+        proposal_loss=interpreted_proposal_loss,
         resample=lambda *arguments: resample_launch(resample_kernel, *arguments),
         resample_backward=lambda *arguments: resample_backward_launch(resample_backward_kernel, *arguments),
         soft_nms=interpreted_soft_nms,
@@ -80,11 +128,16 @@ def registered(device: str) -> SimpleNamespace:
 
         return run
 
-    def nms_large(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
-        arguments = (segments, scores, labels, tiou_threshold, max_output, min_score)
-        if device == "cpu":
-            return ahernet_kernels.nms(*arguments)
-        return nms_large_launch(nms_large_kernel, rank_key_kernel, *arguments, block=LARGE_BLOCK)
+    def nms_large(rounds):
+        return ahernet_kernels.nms if device == "cpu" else nms_in_small_tiles(rounds)
+
+    def proposal_loss(offsets, overlaps, *constants, weights=(1.0, 1.0)):
+        """The losses, and the gradients of their sum so weighted: per scale of the offsets and of the overlaps."""
+        leaves = [[x.clone().requires_grad_() for x in per_scale] for per_scale in (offsets, overlaps)]
+        losses = ahernet_kernels.proposal_loss(*leaves, *constants)
+        scales = [torch.tensor(weight, device=device) for weight in weights]
+        gradients = iter(torch.autograd.grad(losses, [x for per_scale in leaves for x in per_scale], scales))
+        return [x.detach() for x in losses], [[next(gradients) for _ in per_scale] for per_scale in leaves]
 
     def resample_backward(gradient, offsets, rows):
         features = gradient.new_zeros((rows, gradient.shape[2])).requires_grad_()
@@ -93,5 +146,10 @@ def registered(device: str) -> SimpleNamespace:
 
     names = ("assign", "decode", "match", "nms", "pairwise_tiou", "pick", "resample", "soft_nms")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
-    extra = {"nms_large": on_device(nms_large), "resample_backward": on_device(resample_backward)}
+    extra = {
+        "nms_large": on_device(nms_large(2)),
+        "nms_by_rank": on_device(nms_large(0)),
+        "proposal_loss": on_device(proposal_loss),
+        "resample_backward": on_device(resample_backward),
+    }
     return SimpleNamespace(name=device, **ops, **extra)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-FORMS = ["nms", "nms_large"]
+FORMS = ["nms", "nms_large", "nms_by_rank"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-FORMS = ["nms", "nms_large"]
+FORMS = ["nms", "nms_large", "nms_by_rank"]
 
 
 def assert_equal_to_reference(ops, form, *arguments):
