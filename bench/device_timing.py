@@ -12,29 +12,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+from bench.costs import tensor_bytes
 
 ROUNDS = 20
+FEWEST_ROUNDS = 3
+WAY_SECONDS = 0.4  # device time that one way may take in one mode; slow ways get fewer rounds
 GRAPH_SECONDS = 1e-3  # the least that one replay should take: its launch is then hidden
 MOST_CALLS = 100
 L2_MULTIPLE = 3
-MOST_COLD_SECONDS = 0.3  # of one replay: where the copies take longer, the cache matters little
-SLOW_SECONDS = 0.2  # a call that takes longer is repeated a few times only
+MOST_COLD_SECONDS = 0.1  # of one replay: where the copies take longer, the cache matters little
 COPY_BYTES = 1 << 31
 MATRIX_SIZE = 8192
+CHAINS, LANES, PROGRAMS, STEPS = 8, 1024, 1 << 13, 512
 
 Call = Callable[..., Any]
-
-
-def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in a nest of lists and tuples."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def copies_needed(bytes_of_one: int, cache_bytes: int) -> int:
     """How many copies of a working set together exceed the cache `L2_MULTIPLE` times."""
     return math.ceil(L2_MULTIPLE * cache_bytes / max(bytes_of_one, 1)) if bytes_of_one else 1
+
+
+def rounds_for(seconds: float) -> int:
+    """How often something that takes so long is timed."""
+    return max(FEWEST_ROUNDS, min(ROUNDS, int(WAY_SECONDS / max(seconds, 1e-9))))
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -48,6 +54,24 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
         "q80_us": high.item() * 1e6,
         "n": len(seconds),
     }
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, shortly."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+
+
+@triton.jit
+def multiply_add_kernel(output_ptr, STEPS: tl.constexpr, CHAINS: tl.constexpr, LANES: tl.constexpr):
+    """Independent chains of fp32 multiply-adds in registers: the rate of the vector units."""
+    x = tl.arange(0, LANES)[:, None].to(tl.float32) + tl.arange(0, CHAINS)[None, :].to(tl.float32)
+    for _ in range(STEPS):
+        x = x * 0.999 + 0.001
+        x = x * 1.001 + 0.002
+        x = x * 0.998 + 0.003
+        x = x * 1.002 + 0.004
+    tl.store(output_ptr + tl.program_id(0) * LANES + tl.arange(0, LANES), tl.sum(x, 1))
 
 
 @dataclass(frozen=True)
@@ -69,47 +93,59 @@ class DeviceTimer:
     def __init__(self) -> None:
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
 
-    def replays(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, dict[str, float]]]:
-        """Quantiles of a call's time by name, with a cold and a hot cache; the names take turns."""
+    def is_alive(self) -> bool:
+        """Whether the device still answers: after an invalid access none of this process's calls does."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def replays(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
+        """Quantiles of a call's time by name, with a cold and a hot cache; the names take turns.
+
+        A call that cannot be captured has `not_captured`, the reason, instead.
+        """
         graphs: dict[tuple[str, str], Captured] = {}
+        found: dict[str, dict[str, Any]] = {name: {} for name in calls}
         for name, call in calls.items():
             try:
                 graphs |= {(name, mode): graph for mode, graph in self._graphs(call, arguments).items()}
             except RuntimeError as error:
-                print(f"{name} cannot be captured: {str(error).splitlines()[0]}", flush=True)
-        for graph in graphs.values():
-            graph.seconds()
+                torch.cuda.synchronize()  # raises where the device is lost, not only the capture
+                found[name] = {"not_captured": first_line(error)}
+        rounds = {key: rounds_for(graph.seconds()) for key, graph in graphs.items()}
         times: dict[tuple[str, str], list[float]] = {key: [] for key in graphs}
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
             for key, graph in graphs.items():
-                times[key].append(graph.seconds() / graph.calls)
-        return {
-            name: {mode: quantiles(times[name, mode]) for mode in ("cold", "hot") if (name, mode) in times}
-            for name in calls
-        }
+                if turn < rounds[key]:
+                    times[key].append(graph.seconds() / graph.calls)
+        for (name, mode), seconds in times.items():
+            found[name][mode] = quantiles(seconds)
+        return found
 
     def _graphs(self, call: Call, arguments: tuple[Any, ...]) -> dict[str, Captured]:
         once = captured(call, [arguments], 1)
-        seconds = max(1e-6, min(once.seconds() for _ in range(4)))
+        seconds = max(1e-6, min(once.seconds() for _ in range(2)))
         repeats = min(MOST_CALLS, math.ceil(GRAPH_SECONDS / seconds))
-        graphs = {"hot": captured(call, [arguments], repeats)}
+        graphs = {"hot": once if repeats == 1 else captured(call, [arguments], repeats)}
         copies = copies_needed(tensor_bytes(arguments) + tensor_bytes(call(*arguments)), self.cache_bytes)
-        if copies * seconds <= MOST_COLD_SECONDS:
+        if copies == 1:  # what one call reads and writes leaves nothing of itself in the cache
+            graphs["cold"] = graphs["hot"]
+        elif copies * seconds <= MOST_COLD_SECONDS:
             sets = [arguments, *(_copied(arguments) for _ in range(copies - 1))]
             graphs["cold"] = captured(call, sets, max(repeats, copies))
         return graphs
 
     def eager(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, float]]:
         """Quantiles of the time from one eager call to the next by name, dispatch included; the names take turns."""
-        for call in calls.values():
-            call(*arguments)
         first = {name: wall_seconds(call, arguments, 1) for name, call in calls.items()}
-        rounds = 3 if max(first.values()) > SLOW_SECONDS else ROUNDS
         times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
+        for turn in range(ROUNDS):
             for name, call in calls.items():
-                repeats = 1 if first[name] > SLOW_SECONDS / 10 else 20
-                times[name].append(wall_seconds(call, arguments, repeats))
+                repeats = max(1, min(20, int(WAY_SECONDS / ROUNDS / max(first[name], 1e-9))))
+                if turn < rounds_for(first[name] * repeats):
+                    times[name].append(wall_seconds(call, arguments, repeats))
         return {name: quantiles(seconds) for name, seconds in times.items()}
 
     def launches(self, call: Call, arguments: tuple[Any, ...]) -> int | None:
@@ -124,16 +160,26 @@ class DeviceTimer:
         return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
 
     def ceilings(self) -> dict[str, float]:
-        """Bytes a second of a copy on the device (read and written) and bf16 operations a second."""
+        """Bytes a second of a copy on the device (read and written), and operations a second.
+
+        bf16 is a large product of matrices, fp32 multiply-adds in registers, each two operations.
+        """
         source = torch.randn(COPY_BYTES // 4, device="cuda")
         target = torch.empty_like(source)
         a, b = (torch.randn((MATRIX_SIZE,) * 2, device="cuda").bfloat16() for _ in range(2))
         product = torch.empty_like(a)
-        copies = warm_times(lambda: target.copy_(source))
-        products = warm_times(lambda: torch.mm(a, b, out=product))
+        sums = torch.empty(PROGRAMS * LANES, device="cuda")
+        constants = {"STEPS": STEPS, "CHAINS": CHAINS, "LANES": LANES}
+        amounts: dict[str, tuple[Call, int]] = {
+            "copy_bytes_per_second": (lambda: target.copy_(source), 2 * COPY_BYTES),
+            "bf16_operations_per_second": (lambda: torch.mm(a, b, out=product), 2 * MATRIX_SIZE**3),
+            "fp32_operations_per_second": (
+                lambda: multiply_add_kernel[(PROGRAMS,)](sums, **constants),
+                8 * STEPS * CHAINS * LANES * PROGRAMS,
+            ),
+        }
         return {
-            "copy_bytes_per_second": 2 * COPY_BYTES / (quantiles(copies)["median_us"] * 1e-6),
-            "bf16_operations_per_second": 2 * MATRIX_SIZE**3 / (quantiles(products)["median_us"] * 1e-6),
+            name: amount / (quantiles(warm_times(call))["median_us"] * 1e-6) for name, (call, amount) in amounts.items()
         }
 
 
@@ -142,7 +188,7 @@ def captured(call: Call, sets: list[tuple[Any, ...]], calls: int) -> Captured:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(2):
             call(*sets[0])
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()

@@ -1,258 +1,119 @@
-"""Times every kernel on one GPU against the forms that are common elsewhere, and records them.
+"""Times every kernel and pipeline on one GPU against the forms that are common elsewhere, and records them.
 
-    bench/gpu.sh [folder]                the kernel tests first, then this
-    python -m bench.gpu [folder]         this alone
+    bench/gpu.sh [folder]                          the kernel tests first, then tuning, then this
+    python -m bench gpu [folder] --only nms,decode   some groups of `bench.lines` alone
 
 Every line is checked against the CPU path of the same op before it is timed. The record, one JSON file, is written
-anew after every line, so that a run cut short leaves what it had. Exit status: 0, or 1 where a check failed, or 2
-where there is no GPU.
+anew after every line, so that a run cut short leaves what it had. What fails is recorded with its message and the run
+goes on; where the device is lost, or a line takes too long, a new process goes on with the same record. Exit status:
+0, or 1 where a check failed, or 2 where there is no GPU.
 """
 
 import argparse
 import datetime
-import functools
+import gc
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ahernet_kernels as kernels
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bench import cases
-from bench.device_timing import DeviceTimer, tensor_bytes
-from bench.peers import assignment, decoding, pairs, suppression
+from bench.device_timing import DeviceTimer, first_line
+from bench.lines import GROUPS, Call, Line, Sizes
 
 RESULTS = Path(__file__).with_name("results")
-CANDIDATE_CLASSES = 200
-CHECKED_VIDEOS = 64
-CLOSE = 1e-4  # where sums and exponentials are rounded differently
+SCHEMA = 2
+OWN = "ahernet"
+MODES = ("cold", "hot", "eager")
+NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group
+LINE_SECONDS = 60.0  # after which a line is given up: a kernel that never ends must not end the run
 
-Call = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One op on one set of arguments; `peers` take the same arguments and give the same result."""
-
-    op: str
-    case: str
-    arguments: tuple[Any, ...]
-    call: Call
-    checked: Callable[[tuple[Any, ...]], tuple[Any, ...]]
-    """Arguments of the part that the CPU path checks: all of them, or those of the first videos."""
-    tolerance: float = 0.0
-    """Absolute and relative; 0 where every bit must agree."""
-    peers: dict[str, Call] = field(default_factory=dict)
-    uncapturable: dict[str, Call] = field(default_factory=dict)
-    """Peers that wait for the device: timed as eager calls only."""
+Record = dict[str, Any]
+Ceilings = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large the lines are; the smallest possible ones test the script without a GPU."""
-
-    batch: int = 1024
-    small_batch: int = 64
-    classes: int = 600
-    most_ground_truths: int = 25
-    outputs: int = 100
-    many: tuple[int, ...] = (100_000, 1_000_000)
-    resampled_videos: int = 256
-    mean_rows: int = 440
-    dimension: int = 2048
-    steps: int = 512
-    pairs: int = 4096
-
-
-def whole(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return arguments
-
-
-def first_videos(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first videos of every batched tensor of rank 2 or 3; anchors (A, 2) have no videos."""
-
-    def cut(leaf: Any) -> Any:
-        is_batched = isinstance(leaf, Tensor) and leaf.shape != (cases.ANCHORS, 2)
-        return leaf[:CHECKED_VIDEOS] if is_batched else leaf
-
-    return tree_map(cut, arguments)
-
-
-def lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    """Make one line after the other: the arguments of only one are in memory at a time."""
-    yield from decode_lines(device, sizes)
-    yield from assignment_lines(device, sizes)
-    yield from nms_lines(device, sizes)
-    yield from long_nms_lines(device, sizes)
-    yield from resample_lines(device, sizes)
-    a, b = (cases.candidates(1, sizes.pairs, CANDIDATE_CLASSES, seed)[0][0].to(device) for seed in (0, 1))
-    case = f"{sizes.pairs} x {sizes.pairs}"
-    peers = {"torch broadcast": pairs.torch_broadcast}
-    yield Line("pairwise_tiou", case, (a, b), kernels.pairwise_tiou, whole, peers=peers)
-
-
-def decode_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    anchors = cases.anchors().to(device)
-    peers = {"eager torch": decoding.decode}
-    if device == "cuda":
-        peers["torch.compile"] = torch.compile(decoding.decode, fullgraph=True, dynamic=False)
-    for videos in (sizes.batch, sizes.small_batch):
-        arguments = (*cases.network_outputs(videos, sizes.classes, torch.bfloat16, device), anchors)
-        case = f"B={videos} C={sizes.classes} bf16"
-        yield Line("decode", case, arguments, kernels.decode, first_videos, CLOSE, peers)
-
-
-def assignment_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    most = sizes.most_ground_truths
-    truths = [part.to(device) for part in cases.ground_truths(sizes.batch, most)]
-    anchors, (gt_segments, gt_labels, gt_offsets) = cases.anchors().to(device), truths
-
-    def assign_broadcast(anchors: Tensor, segments: Tensor, labels: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        matched = assignment.match_broadcast(anchors, segments, offsets, most)
-        return assignment.assigned(anchors, segments, labels, matched)
-
-    case = f"B={sizes.batch} G<={most}"
-    everything = (anchors, gt_segments, gt_labels, gt_offsets)
-    yield Line("assign", case, everything, kernels.assign, whole, peers={"torch broadcast": assign_broadcast})
-    forced = functools.partial(kernels.assign, force_match=True)
-    yield Line("assign", f"{case} forced", everything, forced, whole)
-    peers = {"torch broadcast": functools.partial(assignment.match_broadcast, most=most)}
-    yield Line("match", case, (anchors, gt_segments, gt_offsets), kernels.match, whole, peers=peers)
-
-
-def nms_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    count, outputs = cases.ANCHORS, sizes.outputs
-    for videos in (sizes.small_batch, sizes.batch):
-        arguments = tuple(part.to(device) for part in cases.candidates(videos, count, CANDIDATE_CLASSES))
-        for threshold, most in ((0.9, outputs), (0.9, count), (0.5, outputs)):
-            settings = {"tiou_threshold": threshold, "max_output": most}
-            case = f"B={videos} N={count} tiou {threshold} best {most}"
-            call = functools.partial(kernels.nms, **settings)
-            uncapturable = {}
-            if device == "cuda" and threshold == 0.9 and most == outputs and has_torchvision():
-                uncapturable["torchvision, video by video"] = functools.partial(torchvision_nms, **settings)
-            yield Line("nms", case, arguments, call, whole, uncapturable=uncapturable)
-    call = functools.partial(kernels.soft_nms, method="gaussian", parameter=0.5, max_output=outputs)
-    peer = functools.partial(suppression.soft_torch, method="gaussian", parameter=0.5, most=outputs)
-    peers = {"torch, a pass a pick": peer}
-    yield Line("soft_nms", f"B={sizes.batch} best {outputs}", arguments, call, first_videos, CLOSE, peers)
-
-
-def long_nms_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    """One long video. All outputs are asked for at the smaller size only: the work grows with its square."""
-    for count in sizes.many:
-        arguments = tuple(part.to(device) for part in cases.candidates(1, count, CANDIDATE_CLASSES))
-        for most in (sizes.outputs, count) if count == min(sizes.many) else (sizes.outputs,):
-            call = functools.partial(kernels.nms, tiou_threshold=0.9, max_output=most)
-            yield Line("nms", f"one video N={count} tiou 0.9 best {most}", arguments, call, whole)
-
-
-def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    shape = (sizes.resampled_videos, sizes.mean_rows, sizes.dimension)
-    checked_videos = min(8, sizes.resampled_videos)
-    for dtype in (torch.bfloat16, torch.float32):
-        features, offsets = cases.sequences(*shape, dtype, device)
-        steps, rows = sizes.steps, int(offsets[checked_videos])
-        case = f"B={shape[0]} L~{shape[1]} D={shape[2]} {str(dtype).removeprefix('torch.')}"
-
-        def first_sequences(arguments: tuple[Any, ...], rows: int = rows) -> tuple[Any, ...]:
-            return arguments[0][:rows], arguments[1][: checked_videos + 1]
-
-        call = functools.partial(kernels.resample, steps=steps)
-        yield Line("resample", case, (features, offsets), call, first_sequences, CLOSE)
-    gradient = torch.randn((shape[0], sizes.steps, shape[2]), device=device)
-
-    def backward(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
-        return torch.ops.ahernet_kernels.resample_backward(gradient, offsets, rows)
-
-    def first_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return arguments[0][:checked_videos], arguments[1][: checked_videos + 1], rows
-
-    arguments = (gradient, offsets, features.shape[0])
-    case = f"B={shape[0]} L~{shape[1]} D={shape[2]}"
-    yield Line("resample backward", case, arguments, backward, first_gradients, CLOSE)
-
-
-def has_torchvision() -> bool:
-    try:
-        import torchvision.ops  # noqa: F401
-    except (ImportError, OSError, RuntimeError):  # absent, or built for another torch
-        return False
-    return True
-
-
-def torchvision_nms(
-    segments: Tensor, scores: Tensor, labels: Tensor, tiou_threshold: float, max_output: int
-) -> tuple[Tensor, Tensor]:
-    """`torchvision.ops.batched_nms` on boxes of height 1, a video at a time, as it is used."""
-    from torchvision.ops import batched_nms
-
-    index = torch.full((len(scores), min(max_output, scores.shape[1])), -1, device=scores.device)
-    boxes = torch.zeros((*scores.shape, 4), device=scores.device)
-    boxes[..., 0], boxes[..., 2] = segments.unbind(-1)
-    boxes[..., 3] = 1
-    for video in range(len(scores)):
-        kept = batched_nms(boxes[video], scores[video], labels[video], tiou_threshold)[:max_output]
-        index[video, : len(kept)] = kept
-    return index, (index >= 0).sum(dim=1)
-
-
-def measured(line: Line, timer: DeviceTimer, copy_bytes_per_second: float) -> Iterator[dict[str, Any]]:
-    """Check a line against the CPU path, time all its ways, and yield an entry of the record for each."""
+def measured(line: Line, timer: DeviceTimer, ceilings: Ceilings) -> Iterator[Record]:
+    """Check a line, time all its ways, and yield an entry of the record for each; peers may fail."""
     expected = line.call(*line.arguments)
-    entry = {"op": line.op, "case": line.case, "bytes": tensor_bytes(line.arguments) + tensor_bytes(expected)}
-    equal_to_cpu = agreement_with_cpu(line)
-    ways = {"ahernet": line.call} | {name: peer for name, peer in line.peers.items() if runs(peer, line.arguments)}
-    replays = timer.replays(ways, line.arguments)
-    ways |= {name: peer for name, peer in line.uncapturable.items() if runs(peer, line.arguments)}
+    equal, failed = {OWN: agreement_with_reference(line)}, {}
+    for name, peer in {**line.peers, **line.uncapturable}.items():
+        try:
+            equal[name] = agreement(peer(*line.arguments), expected, line.tolerance)
+        except Exception as error:  # what others wrote may not fit this device
+            failed[name] = first_line(error)
+            gc.collect()
+            torch.cuda.empty_cache()
+    ways = {OWN: line.call} | {name: peer for name, peer in line.peers.items() if name in equal}
+    times: dict[str, Record] = timer.replays(ways, line.arguments) if line.capture else {}
+    ways |= {name: peer for name, peer in line.uncapturable.items() if name in equal}
     eager = timer.eager(ways, line.arguments)
+    cost = line.cost_of(expected)
+    floor = cost.floor_seconds(ceilings)
+    entry = {"op": line.op, "case": line.case, "axis": line.axis, "value": line.value, **vars(cost)}
+    del expected
     for name, call in ways.items():
-        times = {**replays.get(name, {}), "eager": eager[name]}
-        bytes_per_second = entry["bytes"] / (times[mode_of(times)]["median_us"] * 1e-6)
-        is_own = name == "ahernet"
+        own_times = {**times.get(name, {}), "eager": eager[name]}
+        seconds = own_times[mode_of(own_times)]["median_us"] * 1e-6
         yield {
             **entry,
             "way": name,
-            "equal": equal_to_cpu if is_own else agreement(call(*line.arguments), expected, line.tolerance),
+            "equal": equal[name],
+            "required": line.required if name == OWN else 0.0,
             "launches": timer.launches(call, line.arguments),
-            **times,
-            "bytes_per_second": bytes_per_second,
-            "share_of_copy": bytes_per_second / copy_bytes_per_second,
+            **own_times,
+            "bytes_per_second": cost.bytes / seconds,
+            "share_of_copy": cost.bytes / seconds / ceilings["copy_bytes_per_second"],
+            "share_of_matrix": cost.matrix_operations / seconds / ceilings["bf16_operations_per_second"],
+            "share_of_ceiling": floor / seconds,
         }
-    for name in {**line.peers, **line.uncapturable}:
-        if name not in ways:
-            yield {**entry, "way": name, "failed": True}
+    for name, message in failed.items():
+        yield {**entry, "way": name, "failed": message}
+    for name, part in line.parts.items():
+        yield {**entry, "way": f"part: {name}", "launches": timer.launches(part, ()), **part_times(name, part, timer)}
 
 
-def mode_of(times: dict[str, Any]) -> str:
+def part_times(name: str, part: Call, timer: DeviceTimer) -> Record:
+    """Times of a part of a call, or why there are none."""
+    try:
+        return {**timer.replays({name: part}, ())[name], "eager": timer.eager({name: part}, ())[name]}
+    except Exception as error:
+        return {"failed": first_line(error)}
+
+
+def mode_of(times: Record) -> str:
     """The mode that speaks for a way: cold if it was timed so, else hot, else eager."""
-    return next(mode for mode in ("cold", "hot", "eager") if mode in times)
+    return next(mode for mode in MODES if mode in times)
 
 
-def agreement_with_cpu(line: Line) -> float:
-    """How far the device gives what the CPU path does, on the part of the arguments that is checked."""
+def agreement_with_reference(line: Line) -> float:
+    """How far the device gives what the reference does, on the part of the arguments that is checked."""
     part = line.checked(line.arguments)
+    if line.reference is not None:
+        return agreement(line.call(*part), line.reference(*part), line.tolerance)
     on_cpu = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, part)
     return agreement(line.call(*part), line.call(*on_cpu), line.tolerance)
 
 
 def agreement(actual: Any, expected: Any, tolerance: float) -> float:
     """The share of elements that agree, in the tensor where they do least; 0 where shapes or dtypes differ."""
-    shares = []
+    shares = [1.0]
     for left, right in zip(_as_tuple(actual), _as_tuple(expected), strict=True):
         if left.shape != right.shape or left.dtype != right.dtype:
             return 0.0
-        equal = torch.isclose(left.cpu(), right.cpu(), rtol=tolerance, atol=tolerance)
-        shares.append(equal.double().mean().item())
+        right = right.to(left.device)
+        equal = torch.isclose(left, right, rtol=tolerance, atol=tolerance)
+        shares.append(equal.double().mean().item() if equal.numel() else 1.0)
     return min(shares)
 
 
@@ -260,51 +121,54 @@ def _as_tuple(result: Any) -> tuple[Any, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def runs(call: Call, arguments: tuple[Any, ...]) -> bool:
-    """Whether a peer works here at all: what others wrote may not fit this device, and must not end the run."""
-    try:
-        call(*arguments)
-    except Exception as error:
-        print(f"a peer failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
-        return False
-    return True
+def is_good(entry: Record) -> bool:
+    """Whether our own way ran and gave what it should; peers may do as they like."""
+    return entry["way"] != OWN or ("failed" not in entry and entry["equal"] >= entry["required"])
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: Record) -> str:
     """The record as text: one row a way, microseconds by median, in how many times the first way's time."""
-    ceilings = record["ceilings"]
-    heading = f"{'op':18}{'case':42}{'way':28}{'cold us':>10}{'+-%':>6}{'hot us':>10}{'eager us':>11}"
+    ceilings, device = record["ceilings"], record["device"]
+    heading = f"{'op':18}{'case':44}{'way':30}{'cold us':>11}{'+-%':>6}{'hot us':>11}{'eager us':>11}"
     rows = [
-        f"{record['device']['name']}, torch {record['device']['torch']}, triton {record['device']['triton']}; "
-        f"kernel tests: {record['tests']}",
+        f"{device['name']}, torch {device['torch']}, triton {device['triton']}; kernel tests: {record['tests']}",
         f"ceilings: copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
-        f"bf16 {ceilings['bf16_operations_per_second'] / 1e12:.0f} TFLOP/s",
-        f"{heading}{'launches':>10}{'% copy':>8}{'x ours':>8}  equal",
+        f"bf16 {ceilings['bf16_operations_per_second'] / 1e12:.0f} TFLOP/s, "
+        f"fp32 {ceilings['fp32_operations_per_second'] / 1e12:.0f} TFLOP/s",
+        f"{heading}{'launches':>9}{'% floor':>9}{'x ours':>9}  equal",
     ]
-    ours: dict[str, Any] = {}
+    ours: Record = {}
     for entry in record["lines"]:
-        left = f"{entry['op']:18}{entry['case']:42}{entry['way']:28}"
-        if entry.get("failed"):
-            rows.append(f"{left}{'failed':>10}")
+        left = f"{entry['op']:18}{entry['case']:44}{entry['way']:30}"
+        ours = entry if entry["way"] == OWN else ours
+        if "failed" in entry:
+            rows.append(f"{left}failed: {entry['failed'][:80]}")
             continue
-        ours = entry if entry["way"] == "ahernet" else ours
         mode = mode_of(entry)
         spread = (entry[mode]["q80_us"] - entry[mode]["q20_us"]) / entry[mode]["median_us"] * 50
+        comparable = mode in ours and (entry["op"], entry["case"]) == (ours["op"], ours["case"])
+        share = f"{entry['share_of_ceiling'] * 100:9.1f}" if "share_of_ceiling" in entry else f"{'-':>9}"
         cells = [
-            f"{_median(entry, 'cold'):>10}{spread:6.1f}{_median(entry, 'hot'):>10}{_median(entry, 'eager'):>11}",
-            f"{entry['launches'] or '-':>10}{entry['share_of_copy'] * 100:8.1f}",
-            f"{entry[mode]['median_us'] / ours[mode]['median_us']:8.1f}" if mode in ours else f"{'-':>8}",
-            f"  {'yes' if entry['equal'] == 1 else format(entry['equal'], '.3%')}",
+            f"{_median(entry, 'cold'):>11}{spread:6.1f}{_median(entry, 'hot'):>11}{_median(entry, 'eager'):>11}",
+            f"{entry['launches'] or '-':>9}{share}",
+            f"{entry[mode]['median_us'] / ours[mode]['median_us']:9.2f}" if comparable else f"{'-':>9}",
+            f"  {_equality(entry)}",
         ]
         rows.append(left + "".join(cells))
     return "\n".join(rows)
 
 
-def _median(entry: dict[str, Any], mode: str) -> str:
+def _median(entry: Record, mode: str) -> str:
     return f"{entry[mode]['median_us']:.1f}" if mode in entry else "-"
 
 
-def device_description() -> dict[str, Any]:
+def _equality(entry: Record) -> str:
+    if "equal" not in entry:
+        return "-"
+    return "yes" if entry["equal"] == 1 else format(entry["equal"], ".3%")
+
+
+def device_description() -> Record:
     import triton
 
     properties = torch.cuda.get_device_properties(0)
@@ -321,7 +185,7 @@ def device_description() -> dict[str, Any]:
     }
 
 
-def commit() -> dict[str, Any]:
+def commit() -> Record:
     changes = _output("git", "status", "--porcelain")
     return {"id": _output("git", "rev-parse", "HEAD"), "dirty": None if changes is None else changes != ""}
 
@@ -345,35 +209,116 @@ def tests_outcome(status: int | None) -> str:
     return {0: "passed", 124: "cut short"}.get(status, f"failed (status {status})")
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+class Run:
+    """A record that grows line by line, and the process that makes it."""
+
+    def __init__(self, path: Path, record: Record, groups: list[str], deadline: float, timer: DeviceTimer) -> None:
+        self.path, self.record, self.groups, self.deadline, self.timer = path, record, groups, deadline, timer
+        record["lines"] = [entry for entry in record["lines"] if entry["case"] != NOT_BEGUN]
+        self.done = {(entry["op"], entry["case"]) for entry in record["lines"]}
+
+    def measure(self, device: str = "cuda", sizes: Sizes = Sizes()) -> None:  # noqa: B008
+        """Measure the lines of all groups that the record does not have yet, while there is time."""
+        for group in self.groups:
+            if (group, NOT_MADE) in self.done:
+                continue
+            try:
+                for line in GROUPS[group](device, sizes):
+                    if time.monotonic() > self.deadline:
+                        self.add([failure(group, NOT_BEGUN, "out of time")])
+                        break
+                    if (line.op, line.case) not in self.done:
+                        self.add(self.entries(line))
+            except Exception as error:
+                self.add([failure(group, NOT_MADE, first_line(error))])
+                if not self.timer.is_alive():
+                    self.restart()
+
+    def entries(self, line: Line) -> list[Record]:
+        """Entries of one line, or of its failure."""
+        watchdog = threading.Timer(LINE_SECONDS, self.give_up, (line,))
+        watchdog.daemon = True
+        watchdog.start()
+        began = time.monotonic()
+        try:
+            found = list(measured(line, self.timer, self.record["ceilings"]))
+        except Exception as error:
+            found = [failure(line.op, line.case, first_line(error))]
+            if not self.timer.is_alive():
+                self.add(found)
+                self.restart()
+        finally:
+            watchdog.cancel()
+        gc.collect()
+        torch.cuda.empty_cache()
+        print(f"{line.op}, {line.case}: {time.monotonic() - began:.1f} s", flush=True)
+        return found
+
+    def add(self, entries: list[Record]) -> None:
+        """Put entries into the record and the record onto the disk."""
+        self.record["lines"] += entries
+        write(self.path, self.record)
+
+    def give_up(self, line: Line) -> None:
+        """Record a line that does not end, and go on without it in a new process."""
+        self.add([failure(line.op, line.case, f"no end within {LINE_SECONDS:.0f} s")])
+        self.restart()
+
+    def restart(self) -> None:
+        """Become a new process that goes on with this record: errors of kernels outlast the call that they are of."""
+        left = max(0.0, self.deadline - time.monotonic())
+        command = ["gpu", "--continue", str(self.path), "--only", ",".join(self.groups), "--seconds", str(left)]
+        print("going on in a new process", flush=True)
+        os.execv(sys.executable, [sys.executable, "-m", "bench", *command])
+
+
+def failure(op: str, case: str, message: str) -> Record:
+    """The entry of a line that could not be measured."""
+    print(f"{op}, {case} failed: {message}", flush=True)
+    return {"op": op, "case": case, "way": OWN, "failed": message}
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record as a whole: whoever reads it meanwhile sees the one before."""
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    whole.replace(path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--only", default=",".join(GROUPS), help="groups of lines, with commas: " + ", ".join(GROUPS))
+    parser.add_argument("--seconds", type=float, default=600.0, help="no line is begun after so long")
     parser.add_argument("--tests-status", type=int, help="exit status of the kernel tests, for the record")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--continue", dest="resumed", type=Path, help="add to this record what it has not got")
+
+
+def main(options: argparse.Namespace) -> int:
+    deadline = time.monotonic() + options.seconds
+    groups = options.only.split(",")
+    if unknown := set(groups) - set(GROUPS):
+        print(f"--only: no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}", file=sys.stderr)
+        return 2
     if not torch.cuda.is_available():
         print("no GPU found: torch.cuda.is_available() is false", file=sys.stderr)
         return 2
-    options.folder.mkdir(parents=True, exist_ok=True)
-    timer = DeviceTimer()
-    record: dict[str, Any] = {
-        "schema": 1,
-        "datetime": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "tests": tests_outcome(options.tests_status),
-        "device": device_description(),
-        "ceilings": timer.ceilings(),
-        "lines": [],
-    }
-    path = record_path(options.folder, record["device"]["name"], datetime.datetime.now(datetime.UTC).date())
-    for line in lines("cuda", Sizes()):
-        print(f"{line.op}, {line.case}", flush=True)
-        record["lines"] += measured(line, timer, record["ceilings"]["copy_bytes_per_second"])
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if options.resumed:
+        path, record = options.resumed, json.loads(options.resumed.read_text(encoding="utf-8"))
+    else:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.datetime.now(datetime.UTC)
+        record = {
+            "schema": SCHEMA,
+            "datetime": now.isoformat(timespec="seconds"),
+            "commit": commit(),
+            "tests": tests_outcome(options.tests_status),
+            "device": device_description(),
+            "ceilings": DeviceTimer().ceilings(),
+            "lines": [],
+        }
+        path = record_path(options.folder, record["device"]["name"], now.date())
         torch.cuda.empty_cache()
+    Run(path, record, groups, deadline, DeviceTimer()).measure()
     print(table(record))
-    own = [entry for entry in record["lines"] if entry["way"] == "ahernet"]
-    return 0 if all(entry["equal"] == 1 for entry in own) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(f"recorded in {path}")
+    return 0 if all(map(is_good, record["lines"])) else 1

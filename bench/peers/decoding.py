@@ -21,7 +21,8 @@ def decode(
     centre = anchors[:, 0] + anchors[:, 1] * dc
     half_width = 0.5 * anchors[:, 1] * dw.exp()
     segments = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0, 1)
-    return segments, best * per_anchor(overlaps, 1)[..., 0].sigmoid(), label
+    scores = best * per_anchor(overlaps, 1)[..., 0].sigmoid()
+    return segments, scores.where(segments[..., 1] > segments[..., 0], -torch.inf), label
 
 
 def decode_loop(

@@ -55,6 +55,6 @@ def test_cases_do_not_change_between_runs():
 @pytest.mark.parametrize(("rows", "steps"), [(1, 4), (3, 8), (9, 4), (512, 512)])
 def test_weights_of_a_bin_add_up_to_one(rows, steps):
     assert weights(rows, steps).shape == (steps, rows)
-    assert weights(rows, steps).sum(axis=1) == pytest.approx(1)
+    assert weights(rows, steps).sum(dim=1).numpy() == pytest.approx(1)
     if rows == steps:
-        assert weights(rows, steps)[1, :3] == pytest.approx([1 / 8, 3 / 4, 1 / 8])
+        assert weights(rows, steps)[1, :3].numpy() == pytest.approx([1 / 8, 3 / 4, 1 / 8])

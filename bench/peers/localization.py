@@ -1,0 +1,26 @@
+"""Localizing a batch as it is done elsewhere: every step after the network on its own, video by video where usual."""
+
+from torch import Tensor
+
+from ahernet.inference.anchors import AnchorStep
+from ahernet.model.heads import class_logits
+from bench.peers import decoding, resampling, suppression
+
+
+def detections(step: AnchorStep, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    """What `AnchorStep` returns, hard suppression within classes: segments, scores, labels, counts, finite."""
+    config = step.config
+    sequence = resampling.torch_loop(rows, offsets, step.model_config.steps)
+    maps = step.feature_maps(sequence)
+    outputs = (class_logits(maps, step.class_weights), *step.heads(maps))
+    segments, scores, labels = decoding.decode(*outputs, step.anchors)
+    index, _ = suppression.torch_matrix(segments, scores, labels, config.nms_threshold, config.top_k)
+    kept = (index >= 0) & (scores.gather(1, index.clamp(min=0)) > config.minimum_score)
+    row = index.clamp(min=0)
+    return (
+        segments.gather(1, row[..., None].expand(-1, -1, 2)).where(kept[..., None], 0.0),
+        scores.gather(1, row).where(kept, 0.0),
+        labels.gather(1, row).where(kept, -1),
+        kept.sum(dim=1),
+        sequence.isfinite().flatten(1).all(dim=1),
+    )

@@ -1,0 +1,79 @@
+"""The pipelines that the suites time: inputs and networks of `localize`, ours and the peer's form."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ahernet_kernels as kernels
+import torch
+from torch import Tensor
+
+from ahernet.config import InferenceConfig, ModelConfig, preset
+from ahernet.inference.anchors import AnchorStep
+from ahernet.model.localizer import Localizer
+from bench import cases, costs
+from bench.peers import localization
+
+
+def paper_model(width: float = 1.0, dimension: int | None = None) -> ModelConfig:
+    """The paper's network, or one whose channels are fewer."""
+    model = preset("paper").model
+    return dataclasses.replace(
+        model,
+        width=width,
+        feature_dimension=dimension or max(8, round(model.feature_dimension * width)),
+        minimum_channels=8 if width < 1 else 1,
+    )
+
+
+def localizer(model: ModelConfig, classes: int, device: str) -> Localizer:
+    """An untrained network whose scores differ from anchor to anchor, the same at every run."""
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
+        torch.manual_seed(0)
+        return Localizer(model, classes)
+
+
+class Localization:
+    """A batch of feature rows in device memory, and the step that finds detections in it."""
+
+    def __init__(
+        self, device: str, videos: int, classes: int, width: float, mean_rows: int, precision: str = "bfloat16"
+    ) -> None:
+        self.model = paper_model(width)
+        self.config = InferenceConfig(precision=precision, top_k=100, nms_threshold=0.9)
+        self.step = AnchorStep(localizer(self.model, classes, device), self.config)
+        self.videos = videos
+        self.arguments = cases.sequences(videos, mean_rows, self.model.feature_dimension, torch.float16, device)
+
+    @torch.no_grad()
+    def call(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """From rows to detections."""
+        return tuple(self.step(rows, offsets))
+
+    @torch.no_grad()
+    def peer(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """The same network; resampled, decoded and suppressed in the forms that are common elsewhere."""
+        return localization.detections(self.step, rows, offsets)
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """What the call does before anything is decoded: its time less theirs is that of all that follows."""
+        sequence = kernels.resample(*self.arguments, self.model.steps)
+
+        @torch.no_grad()
+        def resampling() -> Tensor:
+            return kernels.resample(*self.arguments, self.model.steps)
+
+        @torch.no_grad()
+        def backbone() -> list[Tensor]:
+            return self.step.feature_maps(sequence)
+
+        def benchmarked() -> list[Tensor]:
+            with torch.backends.cudnn.flags(benchmark=True):
+                return backbone()
+
+        return {"resampling": resampling, "backbone": backbone, "backbone, convolutions benchmarked": benchmarked}
+
+    def cost(self, result: Any) -> costs.Cost:
+        """Bytes and operations of one call."""
+        weight_bytes = costs.parameter_bytes(self.step)
+        return costs.localize(self.model, self.videos, self.arguments, result, weight_bytes)
