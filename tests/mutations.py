@@ -107,8 +107,8 @@ MUTANTS = [
         ("load_segment(a_ptr, row, row < n)", "load_segment(a_ptr, row, row < n - 1)"),
         ("load_segment(b_ptr, column, column < m)", "load_segment(b_ptr, column, column < m - 1)"),
         ("row[:, None] * m + column", "row[:, None] * n + column"),
-        ("triton.cdiv(m, BLOCK_M)", "max(1, m // BLOCK_M)"),
-        ("triton.cdiv(n, BLOCK_N)", "max(1, n // BLOCK_N)"),
+        ("triton.cdiv(m, settings[\"BLOCK_M\"])", "max(1, m // settings[\"BLOCK_M\"])"),
+        ("triton.cdiv(n, settings[\"BLOCK_N\"])", "max(1, n // settings[\"BLOCK_N\"])"),
     ),
     *mutants_of(
         "pairwise_tiou", False, "pairwise_tiou.py",

@@ -17,9 +17,9 @@ from ahernet_kernels._tiou import (
     tiou_of,
     tiou_of_numpy,
 )
+from ahernet_kernels._tuning import launch_settings
 
-BLOCK_N = 16
-BLOCK_M = 128
+DEFAULTS = {"BLOCK_N": 16, "BLOCK_M": 128, "num_warps": 4}
 
 
 @triton.jit
@@ -39,8 +39,9 @@ def pairwise_tiou_launch(kernel: Any, a: Tensor, b: Tensor) -> Tensor:
     n, m = a.shape[0], b.shape[0]
     tiou = torch.empty((n, m), dtype=torch.float32, device=a.device)
     if n > 0 and m > 0:
-        grid = (triton.cdiv(n, BLOCK_N), triton.cdiv(m, BLOCK_M))
-        kernel[grid](a, b, tiou, n, m, BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M)
+        settings = launch_settings("pairwise_tiou", DEFAULTS)
+        grid = (triton.cdiv(n, settings["BLOCK_N"]), triton.cdiv(m, settings["BLOCK_M"]))
+        kernel[grid](a, b, tiou, n, m, **settings)
     return tiou
 
 

@@ -17,19 +17,13 @@ from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import check_fraction
 from ahernet_kernels._rank import NOT_A_CANDIDATE, is_above, ordered_bits, rank_key
-from ahernet_kernels._tiou import (
-    Floats,
-    intersection_and_union,
-    intersection_and_union_numpy,
-    tiou_of,
-    tiou_of_numpy,
-)
+from ahernet_kernels._tiou import Floats, intersection_and_union, intersection_and_union_numpy, tiou_of, tiou_of_numpy
+from ahernet_kernels._tuning import launch_settings
 from ahernet_kernels.nms import check_candidates
 
 Method = Literal["linear", "gaussian"]
 
-MAX_BLOCK = 256
-NUM_WARPS = 8  # one candidate a thread: few registers, and no spills on any target
+DEFAULTS = {"BLOCK": 256, "num_warps": 8}  # one candidate a thread: few registers, and no spills on any target
 
 
 @triton.jit
@@ -123,7 +117,6 @@ def soft_nms_launch(
     parameter: float,
     max_output: int,
     min_score: float,
-    max_block: int = MAX_BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch `kernel`, one program a video; shapes as in `soft_nms`."""
     videos, candidates = scores.shape
@@ -132,6 +125,8 @@ def soft_nms_launch(
     kept_scores = torch.zeros((videos, outputs), dtype=torch.float32, device=scores.device)
     count = torch.zeros((videos,), dtype=torch.int64, device=scores.device)
     if videos > 0 and outputs > 0:
+        settings = launch_settings("soft_nms", DEFAULTS)
+        settings["BLOCK"] = min(settings["BLOCK"], triton.next_power_of_2(candidates))
         kernel[(videos,)](
             segments,
             scores,
@@ -146,8 +141,7 @@ def soft_nms_launch(
             GAUSSIAN=method == "gaussian",
             PARAMETER=parameter,
             CLASS_AWARE=labels is not None,
-            BLOCK=min(max_block, triton.next_power_of_2(candidates)),
-            num_warps=NUM_WARPS,
+            **settings,
         )
     return index, kept_scores, count
 

@@ -99,7 +99,8 @@ def interpreter() -> SimpleNamespace:
 
     def interpreted_soft_nms(segments, scores, labels, method, parameter, max_output, min_score=0.0):
         arguments = (segments, scores, labels, method, parameter, max_output, min_score)
-        return soft_nms_launch(soft_nms_kernel, *arguments, max_block=LARGE_BLOCK)
+        with overridden("soft_nms", {"BLOCK": LARGE_BLOCK}):
+            return soft_nms_launch(soft_nms_kernel, *arguments)
 
     return SimpleNamespace(
         name="interpreter",
