@@ -6,6 +6,7 @@ uses it. As Triton does, an op launches on the current device: with several GPUs
 """
 
 from ahernet_kernels.assign import BACKGROUND, FOREGROUND, IGNORED, Assignment, assign
+from ahernet_kernels.classify import classify
 from ahernet_kernels.decode import decode
 from ahernet_kernels.match import match
 from ahernet_kernels.nms import nms
@@ -20,6 +21,7 @@ __all__ = [
     "IGNORED",
     "Assignment",
     "assign",
+    "classify",
     "decode",
     "match",
     "nms",

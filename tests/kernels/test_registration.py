@@ -156,8 +156,9 @@ def test_a_cpu_and_a_gpu_return_the_same_shapes_types_and_strides(name, dtype):
     assert described[0] == described[1]
 
 
-LAUNCHES = {"assign": 1, "assign_forced": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1, "nms_large": 12,
-            "pairwise_tiou": 1, "pick": 1, "proposal_loss": 2, "resample": 1, "soft_nms": 1, "soft_nms_linear": 1}  # fmt: skip
+LAUNCHES = {"assign": 1, "assign_forced": 2, "classify": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1,
+            "nms_large": 12, "pairwise_tiou": 1, "pick": 1, "proposal_loss": 2, "resample": 1, "soft_nms": 1,
+            "soft_nms_linear": 1}  # fmt: skip
 
 
 @pytest.mark.usefixtures("pretended_gpu")

@@ -44,6 +44,36 @@ class Variant:
     num_warps: int = 4
     unaligned: tuple[str, ...] = field(default=())
     """Sizes that are not a multiple of 16."""
+    num_stages: int | None = None
+    """Steps of a loop in flight, or None for what the target does by itself."""
+
+
+def per_scale(dtype: str, *kinds: str) -> dict[str, str]:
+    """Types of the pointers that a kernel takes for each of 8 scales."""
+    return {f"{kind}_{j}": f"*{dtype}" for kind in kinds for j in range(8)}
+
+
+def classifier_constants() -> dict[str, object]:
+    """Scales of the paper from the deepest to the shallowest, as `scales_by_depth` gives them to a kernel."""
+    depths = (2048, 2048, 1024, 1024, 512, 512, 256, 256)
+    sizes = {f"D{j}": depth for j, depth in enumerate(depths)} | {f"T{j}": 1 << j for j in range(8)}
+    return sizes | {f"C{j}": 255 - (2 << j) + 1 for j in range(8)}
+
+
+def classify_variant(dtype: str, channels_last: bool) -> Variant:
+    tile = {"BLOCK_ROWS": 64, "BLOCK_CLASSES": 64, "BLOCK_D": 16}
+    if dtype != "fp32":
+        tile = {"BLOCK_ROWS": 128, "BLOCK_CLASSES": 128, "BLOCK_D": 64}
+    outputs = {"top_ptr": "*fp32", "total_ptr": "*fp32", "label_ptr": "*i32", "videos": "i32", "classes": "i32"}
+    return Variant(
+        "classify",
+        "classify_kernel",
+        per_scale(dtype, "features", "weights", "biases") | outputs,
+        classifier_constants() | {"CHANNELS_LAST": int(channels_last)} | tile,
+        num_warps=8,
+        unaligned=("videos", "classes"),
+        num_stages=3,
+    )
 
 
 def decode_variant(dtype: str) -> Variant:
@@ -134,6 +164,9 @@ VARIANTS = {
         {"BLOCK": 1024},
         unaligned=("anchors",),
     ),
+    "classify_bf16": classify_variant("bf16", channels_last=True),
+    "classify_bf16_contiguous": classify_variant("bf16", channels_last=False),
+    "classify_fp32": classify_variant("fp32", channels_last=True),
     "decode_bf16": decode_variant("bf16"),
     "decode_fp32": decode_variant("fp32"),
     "match": Variant(
@@ -149,6 +182,21 @@ VARIANTS = {
         },
         {"BLOCK_A": 256},
         unaligned=("anchors",),
+    ),
+    "merge_chunks": Variant(
+        "classify",
+        "merge_chunks_kernel",
+        {
+            "top_ptr": "*fp32",
+            "total_ptr": "*fp32",
+            "label_ptr": "*i32",
+            "probability_ptr": "*fp32",
+            "labels_ptr": "*i64",
+            "cells": "i32",
+            "chunks": "i32",
+        },
+        {"BLOCK": 128},
+        unaligned=("cells", "chunks"),
     ),
     "nms": nms_variant(class_aware=True),
     "nms_agnostic": nms_variant(class_aware=False),
@@ -284,7 +332,10 @@ def compile_for(variant: Variant, target: str):
         constexprs={positions[name]: value for name, value in variant.constants.items()},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in variant.types if name not in variant.unaligned},
     )
-    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": variant.num_warps})
+    options = {"num_warps": variant.num_warps}
+    if variant.num_stages is not None:
+        options["num_stages"] = variant.num_stages
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
 def nvidia_usage(compiled) -> dict[str, int]:

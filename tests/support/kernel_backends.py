@@ -12,6 +12,7 @@ import torch
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._tuning import overridden
 from ahernet_kernels.assign import assign_kernel, assign_launch, best_anchor_kernel
+from ahernet_kernels.classify import classify_kernel, classify_launch, merge_chunks_kernel
 from ahernet_kernels.decode import decode_kernel, decode_launch
 from ahernet_kernels.match import match_kernel, match_launch
 from ahernet_kernels.nms import nms_kernel, nms_launch
@@ -105,6 +106,7 @@ def interpreter() -> SimpleNamespace:
     return SimpleNamespace(
         name="interpreter",
         assign=interpreted_assign,
+        classify=lambda *arguments: classify_launch(classify_kernel, merge_chunks_kernel, *arguments),
         decode=interpreted_decode,
         match=lambda *arguments: match_launch(match_kernel, *arguments),
         nms=interpreted_nms,
@@ -145,7 +147,7 @@ def registered(device: str) -> SimpleNamespace:
         ahernet_kernels.resample(features, offsets, gradient.shape[1]).backward(gradient)
         return features.grad
 
-    names = ("assign", "decode", "match", "nms", "pairwise_tiou", "pick", "resample", "soft_nms")
+    names = ("assign", "classify", "decode", "match", "nms", "pairwise_tiou", "pick", "resample", "soft_nms")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {
         "nms_large": on_device(nms_large(2)),

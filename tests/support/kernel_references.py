@@ -236,6 +236,24 @@ def resample(features: Tensor, offsets: Tensor, steps: int, samples: int = 64) -
     return output.float()
 
 
+def class_logits(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """(B, cells, C) in fp64, of all scales."""
+    per_scale = [
+        torch.einsum("bdt,cd->btc", x.detach().double(), weight.detach().double()) + bias.detach().double()
+        for x, weight, bias in zip(features, weights, biases, strict=True)
+    ]
+    return torch.cat(per_scale, dim=1)
+
+
+def classify(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, Tensor]:
+    logits = class_logits(features, weights, biases)
+    probability, labels = torch.zeros(logits.shape[:2]), torch.zeros(logits.shape[:2], dtype=torch.int64)
+    for video in range(logits.shape[0]):
+        for cell in range(logits.shape[1]):
+            probability[video, cell], labels[video, cell] = _softmax_best(logits[video, cell].tolist())
+    return probability, labels
+
+
 def decode(
     logits: list[Tensor],
     offsets: list[Tensor],

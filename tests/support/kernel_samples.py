@@ -41,12 +41,15 @@ def samples() -> dict[str, Sample]:
         return [torch.randn((videos, channels, length), generator=generator) for length in CELLS]
 
     outputs = (per_scale(classes), per_scale(2 * ratios), per_scale(ratios))
+    maps, class_weights = per_scale(16), [torch.randn((classes, 16), generator=generator) for _ in CELLS]
+    classifier = (maps, class_weights, [torch.randn(classes, generator=generator) for _ in CELLS])
     features = torch.randn((9, 6), generator=generator)
     picked = torch.randint(-1, size, (videos, 10), generator=generator)
     truths = (gt_segments, gt_labels, gt_offsets)
     table: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "assign": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, False)),
         "assign_forced": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, True)),
+        "classify": (ahernet_kernels.classify, classifier),
         "decode": (ahernet_kernels.decode, (*outputs, anchors, 1.0, 1.0)),
         "match": (ahernet_kernels.match, (anchors, gt_segments, gt_offsets)),
         "nms": (ahernet_kernels.nms, (segments, scores, labels, 0.5, 10, 0.1)),

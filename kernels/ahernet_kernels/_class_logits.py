@@ -1,0 +1,131 @@
+"""Class logits of a tile of cells and classes: a matrix product that stays in registers.
+
+The feature map of a scale is read as `(B, d, T)` lies in memory, or as `(B, T, d)` does (channels last). Products are
+summed in fp32: on tensor cores for fp16 and bf16, without TF32 for fp32.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ahernet_kernels._anchors import MAX_SCALES, of_scale
+from ahernet_kernels._arguments import FLOATS, check_tensor
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Scales(NamedTuple):
+    """What a kernel is given of the scales, the deepest feature map first; absent ones have no cells."""
+
+    tensors: list[Tensor]
+    """Feature map, weights and bias of each scale, by kind."""
+    constants: dict[str, int]
+    """Of each scale: T cells, D channels, C cells of the scales that come before it in the output; and the layout."""
+    order: list[int]
+    """Scales from the deepest to the shallowest."""
+
+
+def scales_by_depth(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> Scales:
+    """Order the scales for a launch; maps that are neither all contiguous nor all channels-last are copied."""
+    channels_last = all(x.transpose(1, 2).is_contiguous() for x in features)
+    if not channels_last:
+        features = [x.contiguous() for x in features]
+    order = sorted(range(len(features)), key=lambda j: -features[j].shape[1])
+    absent = [0] * (MAX_SCALES - len(features))
+    tensors = [per_scale[j] for per_scale in (features, weights, biases) for j in [*order, *absent]]
+    constants = {"CHANNELS_LAST": int(channels_last)}
+    cells = [x.shape[2] for x in features]
+    for place, j in enumerate(order):
+        constants |= {f"T{place}": cells[j], f"D{place}": features[j].shape[1], f"C{place}": sum(cells[:j])}
+    for place in range(len(order), MAX_SCALES):
+        constants |= {f"T{place}": 0, f"D{place}": 0, f"C{place}": 0}
+    return Scales(tensors, constants, order)
+
+
+def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> None:
+    """Check what `classify` and `classification_loss` take."""
+    if not 1 <= len(features) <= MAX_SCALES:
+        raise ValueError(f"features: expected 1 to {MAX_SCALES} scales, got {len(features)}")
+    for name, per_scale in (("weights", weights), ("biases", biases)):
+        if len(per_scale) != len(features):
+            raise ValueError(f"{name}: expected {len(features)} scales as in features, got {len(per_scale)}")
+    sizes: dict[str, int] = {}
+    check_tensor("features[0]", features[0], FLOATS, ("B", "d_0", "T_0"), sizes)
+    device, dtype = features[0].device, (features[0].dtype,)
+    for j in range(len(features)):
+        check_tensor(f"features[{j}]", features[j], dtype, ("B", f"d_{j}", f"T_{j}"), sizes, device)
+        check_tensor(f"weights[{j}]", weights[j], dtype, ("C", f"d_{j}"), sizes, device)
+        check_tensor(f"biases[{j}]", biases[j], dtype, ("C",), sizes, device)
+    if sizes["C"] == 0:
+        raise ValueError("weights: expected at least one class")
+
+
+@triton.jit
+def tile_of_rows(
+    tile, videos,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """Scale of a tile and its rows there: a scale has a row for each cell of each video."""
+    n1 = tl.cdiv(videos * T0, BLOCK_ROWS)  # first tile of scale 1, and so on
+    n2 = n1 + tl.cdiv(videos * T1, BLOCK_ROWS)
+    n3 = n2 + tl.cdiv(videos * T2, BLOCK_ROWS)
+    n4 = n3 + tl.cdiv(videos * T3, BLOCK_ROWS)
+    n5 = n4 + tl.cdiv(videos * T4, BLOCK_ROWS)
+    n6 = n5 + tl.cdiv(videos * T5, BLOCK_ROWS)
+    n7 = n6 + tl.cdiv(videos * T6, BLOCK_ROWS)
+    scale = (tile >= n1).to(tl.int32) + (tile >= n2).to(tl.int32) + (tile >= n3).to(tl.int32)
+    scale += (tile >= n4).to(tl.int32) + (tile >= n5).to(tl.int32) + (tile >= n6).to(tl.int32)
+    scale += (tile >= n7).to(tl.int32)
+    first = (tile - of_scale(scale, 0, n1, n2, n3, n4, n5, n6, n7)) * BLOCK_ROWS
+    return scale, first + tl.arange(0, BLOCK_ROWS)
+
+
+@triton.jit
+def multiply(a, b, total):
+    """`total + a @ b`."""
+    if INTERPRETED:  # whose bf16 products are wrong
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def map_offset(video, cell, cells, dimension, CHANNELS_LAST: tl.constexpr):
+    """Where channel 0 of a cell is in a feature map."""
+    return (video * cells + cell) * dimension if CHANNELS_LAST else video * dimension * cells + cell
+
+
+@triton.jit
+def load_features(features_ptr, at, inside, channel, cells, dimension, CHANNELS_LAST: tl.constexpr):
+    """Rows of cells, columns of channels; what is not inside is 0."""
+    step = 1 if CHANNELS_LAST else cells
+    at = features_ptr + at[:, None] + channel.to(tl.int64)[None, :] * step
+    return tl.load(at, mask=inside[:, None] & (channel < dimension)[None, :], other=0.0)
+
+
+@triton.jit
+def load_weights(weights_ptr, index, classes, channel, dimension):
+    """Rows of classes, columns of channels; what is not inside is 0."""
+    at = index.to(tl.int64)[:, None] * dimension + channel[None, :]
+    mask = (index < classes)[:, None] & (channel < dimension)[None, :]
+    return tl.load(weights_ptr + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def class_logits(
+    features_ptr, weights_ptr, biases_ptr, at, inside, index, cells, classes, dimension,
+    CHANNELS_LAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Logits in fp32, rows of cells and columns of classes; -inf where there is no class."""
+    total = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], tl.float32)
+    for first in range(0, dimension, BLOCK_D):
+        channel = first + tl.arange(0, BLOCK_D)
+        x = load_features(features_ptr, at, inside, channel, cells, dimension, CHANNELS_LAST)
+        w = load_weights(weights_ptr, index, classes, channel, dimension)
+        total = multiply(x, tl.trans(w), total)
+    is_class = index < classes
+    bias = tl.load(biases_ptr + index, mask=is_class, other=0.0).to(tl.float32)
+    return tl.where(is_class[None, :], total + bias[None, :], float("-inf"))
