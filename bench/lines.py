@@ -100,13 +100,15 @@ def compiled(call: Call, device: str) -> dict[str, Call]:
     return {"torch.compile": torch.compile(call, fullgraph=True, dynamic=False)} if device == "cuda" else {}
 
 
-def decode_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+def decode_lines(device: str, sizes: Sizes, channels_last: bool = False) -> Iterator[Line]:
     anchors = cases.anchors().to(device)
     peers = {"eager torch": decoding.decode, **compiled(decoding.decode, device)}
     for videos in (sizes.batch, sizes.small_batch):
-        arguments = (*cases.network_outputs(videos, sizes.classes, torch.bfloat16, device), anchors)
-        case = f"B={videos} C={sizes.classes} bf16"
-        yield Line("decode", case, arguments, kernels.decode, first_videos, CLOSE, peers)
+        outputs = cases.network_outputs(videos, sizes.classes, torch.bfloat16, device)
+        if channels_last:
+            outputs = tree_map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), outputs)
+        case = f"B={videos} C={sizes.classes} bf16{' channels last' if channels_last else ''}"
+        yield Line("decode", case, (*outputs, anchors), kernels.decode, first_videos, CLOSE, peers)
 
 
 def decode_sweep(device: str, sizes: Sizes) -> Iterator[Line]:
@@ -266,6 +268,7 @@ def localize_lines(device: str, sizes: Sizes) -> Iterator[Line]:
 
 GROUPS: dict[str, Callable[[str, Sizes], Iterator[Line]]] = {
     "decode": decode_lines,
+    "decode_last": functools.partial(decode_lines, channels_last=True),
     "nms": nms_lines,
     "assign": assign_lines,
     "localize": localize_lines,
