@@ -12,7 +12,8 @@ from ahernet_kernels.match import match
 from ahernet_kernels.nms import nms
 from ahernet_kernels.pairwise_tiou import pairwise_tiou
 from ahernet_kernels.pick import pick
-from ahernet_kernels.resample import resample
+from ahernet_kernels.proposal_loss import ProposalLoss, proposal_loss
+from ahernet_kernels.resample import resample, resample_checked
 from ahernet_kernels.soft_nms import soft_nms
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FOREGROUND",
     "IGNORED",
     "Assignment",
+    "ProposalLoss",
     "assign",
     "classify",
     "decode",
@@ -27,6 +29,8 @@ __all__ = [
     "nms",
     "pairwise_tiou",
     "pick",
+    "proposal_loss",
     "resample",
+    "resample_checked",
     "soft_nms",
 ]

@@ -6,10 +6,8 @@ is low-pass filtered, not subsampled, and a short one is interpolated. Both dire
 output i is a weighted sum of the rows under its bin, the gradient of row k one of the bins over its hat function.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -17,10 +15,12 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import FLOATS, check_offsets, check_tensor
+from ahernet_kernels._resample_numpy import resample_band
+from ahernet_kernels._tiou import FLOAT_MAX
+from ahernet_kernels._tuning import launch_settings
 
-BLOCK_T = 8
-BLOCK_ROWS = 4
-BLOCK_D = 256
+DEFAULTS = {"BLOCK_T": 8, "BLOCK_D": 256, "num_warps": 4}
+BACKWARD_DEFAULTS = {"BLOCK_ROWS": 4, "BLOCK_D": 256, "num_warps": 4}
 
 
 @triton.jit
@@ -48,8 +48,10 @@ def resample_kernel(
     features_ptr,
     offsets_ptr,
     output_ptr,
+    finite_ptr,
     dimension,
     STEPS: tl.constexpr,
+    CHECKED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -70,7 +72,13 @@ def resample_kernel(
         mean += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
     mask = (step < STEPS)[:, None] & (channel < dimension)[None, :]
     at = output_ptr + (video * STEPS + step)[:, None] * dimension + channel[None, :]
-    tl.store(at, mean, mask=mask)
+    stored = mean.to(output_ptr.dtype.element_ty)
+    tl.store(at, stored, mask=mask)
+    if CHECKED:
+        # Every row weighs something in some step, so what is not finite in the rows is not in the output either.
+        broken = mask & ~(tl.abs(stored.to(tl.float32)) <= FLOAT_MAX)
+        if tl.max(tl.max(broken.to(tl.int32), 1), 0) != 0:
+            tl.store(finite_ptr + video, 0)
 
 
 @triton.jit
@@ -108,13 +116,40 @@ def resample_backward_kernel(
     tl.store(output_ptr + at_row[:, None] * dimension + channel[None, :], total, mask=mask)
 
 
-def resample_launch(kernel: Any, features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+def resample_launch(
+    kernel: Any, features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Launch `kernel` on tiles of steps, videos and channels; shapes as in `resample`."""
+    return _launch(kernel, features, offsets, steps, dtype, None)
+
+
+def resample_checked_launch(
+    kernel: Any, features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Launch `kernel` as `resample_launch` does, and find out which videos are finite."""
+    finite = torch.ones((offsets.shape[0] - 1,), dtype=torch.bool, device=features.device)
+    return _launch(kernel, features, offsets, steps, dtype, finite), finite
+
+
+def _launch(
+    kernel: Any, features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype, finite: Tensor | None
+) -> Tensor:
     videos, dimension = offsets.shape[0] - 1, features.shape[1]
-    output = torch.empty((videos, steps, dimension), dtype=torch.float32, device=features.device)
+    output = torch.empty((videos, steps, dimension), dtype=dtype, device=features.device)
     if videos > 0 and dimension > 0:
-        grid = (triton.cdiv(steps, BLOCK_T), videos, triton.cdiv(dimension, BLOCK_D))
-        kernel[grid](features, offsets, output, dimension, STEPS=steps, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D)
+        settings = launch_settings("resample", DEFAULTS)
+        grid = (triton.cdiv(steps, settings["BLOCK_T"]), videos, triton.cdiv(dimension, settings["BLOCK_D"]))
+        checked = finite is not None
+        kernel[grid](
+            features,
+            offsets,
+            output,
+            finite if checked else output,
+            dimension,
+            STEPS=steps,
+            CHECKED=checked,
+            **settings,
+        )
     return output
 
 
@@ -125,85 +160,22 @@ def resample_backward_launch(kernel: Any, gradient: Tensor, offsets: Tensor, row
     if rows > 0 and dimension > 0:
         row = torch.arange(rows, device=offsets.device)
         video = torch.bucketize(row, offsets[1:], right=True)
-        grid = (triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(dimension, BLOCK_D))
-        kernel[grid](
-            gradient,
-            offsets,
-            video,
-            output,
-            rows,
-            offsets.shape[0] - 1,
-            dimension,
-            STEPS=steps,
-            BLOCK_ROWS=BLOCK_ROWS,
-            BLOCK_D=BLOCK_D,
-        )
+        settings = launch_settings("resample_backward", BACKWARD_DEFAULTS)
+        grid = (triton.cdiv(rows, settings["BLOCK_ROWS"]), triton.cdiv(dimension, settings["BLOCK_D"]))
+        videos = offsets.shape[0] - 1
+        kernel[grid](gradient, offsets, video, output, rows, videos, dimension, STEPS=steps, **settings)
     return output
 
 
-class Band(NamedTuple):
-    """The banded `(B * steps, R)` matrix of `resample`, non-zeros row by row as `embedding_bag` takes them."""
-
-    starts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
-
-    def transposed(self, columns: int) -> "Band":
-        """The `(columns, rows)` matrix."""
-        rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        order = np.argsort(self.columns, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(np.bincount(self.columns, minlength=columns))])
-        return Band(starts, rows[order], self.weights[order])
-
-    def multiply(self, dense: Tensor) -> Tensor:
-        """This matrix times `(columns, D)` fp32."""
-        if len(self.columns) == 0:
-            return dense.new_zeros((len(self.starts) - 1, dense.shape[1]))
-        return torch.nn.functional.embedding_bag(
-            torch.from_numpy(self.columns),
-            dense,
-            torch.from_numpy(self.starts),
-            mode="sum",
-            per_sample_weights=torch.from_numpy(self.weights),
-            include_last_offset=True,
-        )
-
-
-def resample_band(offsets: npt.NDArray[np.int64], steps: int) -> Band:
-    """Which rows each output step is made of, and by how much."""
-    rows = np.repeat(np.diff(offsets), steps)
-    step = np.tile(np.arange(steps), len(offsets) - 1)
-    first = np.maximum(2 * step * rows - steps, 0) // (2 * steps)
-    last = np.minimum((2 * (step + 1) * rows - steps) // (2 * steps) + 1, rows - 1)
-    counts = last - first + 1
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    bin_of = np.repeat(np.arange(len(rows)), counts)
-    row = np.arange(starts[-1]) - (starts[:-1] - first)[bin_of]
-    columns = row + np.repeat(offsets[:-1], steps)[bin_of]
-    return Band(starts, columns, _bin_weight_numpy(step[bin_of], row, rows[bin_of], steps))
-
-
-def _bin_weight_numpy(
-    step: npt.NDArray[np.int64], row: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], steps: int
-) -> npt.NDArray[np.float32]:
-    left, right = step * rows / steps - row - 0.5, (step + 1) * rows / steps - row - 0.5
-    is_first, is_last = row == 0, row == rows - 1
-    a, b = np.where(is_first, left, np.maximum(left, -1)), np.minimum(right, 0)
-    rising = np.maximum(b - a, 0) * np.where(is_first, 1, 1 + (a + b) / 2)
-    a, b = np.maximum(left, 0), np.where(is_last, right, np.minimum(right, 1))
-    falling = np.maximum(b - a, 0) * np.where(is_last, 1, 1 - (a + b) / 2)
-    return ((rising + falling) * (steps / rows)).astype(np.float32)
-
-
 @custom_op("ahernet_kernels::resample_cpu", mutates_args=(), device_types="cpu")
-def _resample_cpu(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+def _resample_cpu(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     band = resample_band(offsets.numpy(), steps)
-    return band.multiply(features.float()).view(offsets.shape[0] - 1, steps, features.shape[1])
+    return band.multiply(features.float()).view(offsets.shape[0] - 1, steps, features.shape[1]).to(dtype)
 
 
 @_resample_cpu.register_fake
-def _(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
-    return features.new_empty((offsets.shape[0] - 1, steps, features.shape[1]), dtype=torch.float32)
+def _(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    return features.new_empty((offsets.shape[0] - 1, steps, features.shape[1]), dtype=dtype)
 
 
 @custom_op("ahernet_kernels::resample_backward_cpu", mutates_args=(), device_types="cpu")
@@ -218,10 +190,18 @@ def _(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
 
 
 @triton_op("ahernet_kernels::resample", mutates_args=())
-def _resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+def _resample(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     if features.device.type == "cpu":
-        return _resample_cpu(features, offsets, steps)
-    return resample_launch(wrap_triton(resample_kernel), features, offsets, steps)
+        return _resample_cpu(features, offsets, steps, dtype)
+    return resample_launch(wrap_triton(resample_kernel), features, offsets, steps, dtype)
+
+
+@triton_op("ahernet_kernels::resample_checked", mutates_args=())
+def _resample_checked(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if features.device.type == "cpu":
+        sequence = _resample_cpu(features, offsets, steps, dtype)
+        return sequence, sequence.isfinite().flatten(1).all(dim=1)
+    return resample_checked_launch(wrap_triton(resample_kernel), features, offsets, steps, dtype)
 
 
 @triton_op("ahernet_kernels::resample_backward", mutates_args=())
@@ -231,21 +211,21 @@ def _resample_backward(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
     return resample_backward_launch(wrap_triton(resample_backward_kernel), gradient, offsets, rows)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    features, offsets, _ = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int, torch.dtype], output: Tensor) -> None:
+    features, offsets, _, _ = inputs
     ctx.save_for_backward(offsets)
     ctx.rows, ctx.dtype = features.shape[0], features.dtype
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     (offsets,) = ctx.saved_tensors
-    return _resample_backward(gradient.contiguous(), offsets, ctx.rows).to(ctx.dtype), None, None
+    return _resample_backward(gradient.contiguous(), offsets, ctx.rows).to(ctx.dtype), None, None, None
 
 
 _resample.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
+def resample(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bring ragged sequences to one length; differentiable in `features`.
 
     Args:
@@ -254,15 +234,38 @@ def resample(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
             belong to video b, rows from `offsets[B]` on to none. A video of one row repeats it; one without rows
             gives zeros.
         steps: T >= 1, the number of output steps.
+        dtype: of the output, fp16, bf16 or fp32; means are taken in fp32 whatever it is.
 
     Returns:
-        `(B, T, D)` fp32.
+        `(B, T, D)` of that dtype.
 
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
+    _check(features, offsets, steps, dtype)
+    return _resample(features.contiguous(), offsets.contiguous(), steps, dtype)
+
+
+def resample_checked(
+    features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """`resample`, and which videos are finite, without reading anything a second time; not differentiable.
+
+    Returns:
+        sequences: `(B, T, D)`, what `resample` gives.
+        finite: `(B,)` bool, False where the rows of a video hold NaN or infinity, or a mean is beyond `dtype`.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
+    """
+    _check(features, offsets, steps, dtype)
+    return _resample_checked(features.detach().contiguous(), offsets.contiguous(), steps, dtype)
+
+
+def _check(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> None:
     check_tensor("features", features, FLOATS, ("R", "D"), {})
     check_offsets("offsets", offsets, features.device)
     if steps < 1:
         raise ValueError(f"steps: expected a number >= 1, got {steps}")
-    return _resample(features.contiguous(), offsets.contiguous(), steps)
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype: expected float16 or bfloat16 or float32, got {str(dtype).removeprefix('torch.')}")

@@ -18,7 +18,6 @@ AMD_SHARED = 65536
 BUDGETS = {
     "assign": (48, 0),
     "assign_forced": (48, 0),
-    "best_anchor": (56, 64),
     "classify_bf16": (200, 98336),
     "classify_bf16_contiguous": (200, 98336),
     "classify_fp32": (128, 16384),
@@ -42,6 +41,7 @@ BUDGETS = {
     "proposal_loss_fp32": (64, 0),
     "proposal_loss_mean": (64, 128),
     "resample": (64, 8192),
+    "resample_checked": (64, 8192),
     "resample_backward": (80, 4096),
     "soft_nms_gaussian": (40, 128),
     "soft_nms_linear": (40, 128),

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from triton.backends.compiler import GPUTarget
 
@@ -51,16 +52,53 @@ def test_opcheck_accepts_the_op(name):
 
 
 def test_opcheck_accepts_the_gradient_of_resample():
-    features, offsets, steps = SAMPLES["resample"].arguments
-    torch.library.opcheck(OPS["resample"], (features.clone().requires_grad_(), offsets, steps))
+    features, offsets, steps, dtype = SAMPLES["resample"].arguments
+    torch.library.opcheck(OPS["resample"], (features.clone().requires_grad_(), offsets, steps, dtype))
     torch.library.opcheck(
         torch.ops.ahernet_kernels.resample_backward.default, (torch.randn(2, 8, 6), offsets, len(features))
     )
 
 
+def proposal_loss_leaves(dtype=torch.float32):
+    """Arguments of `proposal_loss` whose offsets and overlaps require gradients, and these."""
+    offsets, overlaps, *constants = SAMPLES["proposal_loss"].arguments
+    leaves = [[x.to(dtype).requires_grad_() for x in per_scale] for per_scale in (offsets, overlaps)]
+    return (*leaves, *constants), tree_leaves(leaves)
+
+
+def test_opcheck_accepts_the_gradient_of_proposal_loss():
+    arguments, leaves = proposal_loss_leaves()
+    torch.library.opcheck(OPS["proposal_loss"], arguments)
+    gradient, scalar = torch.randn(sum(x.numel() for x in leaves)), torch.tensor(2.0)
+    backward = torch.ops.ahernet_kernels.proposal_loss_backward.default
+    torch.library.opcheck(backward, (gradient, scalar, scalar, scalar, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_flow_through_a_compiled_proposal_loss(dtype):
+    function = SAMPLES["proposal_loss"].function
+    gradients = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        arguments, leaves = proposal_loss_leaves(dtype)
+        losses = call(*arguments)
+        gradients.append(torch.autograd.grad(3 * losses.offset + losses.overlap.square(), leaves))
+    assert_same(*gradients)
+    assert all(x.dtype == dtype for x in gradients[0])
+
+
+def test_backward_of_a_kept_proposal_loss_may_run_again_and_for_one_loss_alone():
+    arguments, leaves = proposal_loss_leaves()
+    losses = SAMPLES["proposal_loss"].function(*arguments)
+    first = torch.autograd.grad(losses.offset, leaves, retain_graph=True)
+    second = torch.autograd.grad(losses.overlap, leaves, retain_graph=True)
+    both = torch.autograd.grad(2 * losses.offset - losses.overlap, leaves, retain_graph=True)
+    assert_same([2 * x - y for x, y in zip(first, second, strict=True)], both)
+    assert_same(torch.autograd.grad(losses.offset, leaves), first)
+
+
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient and is not a double")
 def test_resample_passes_gradcheck_to_the_precision_of_fp32():
-    features, offsets, steps = SAMPLES["resample"].arguments
+    features, offsets, steps, _ = SAMPLES["resample"].arguments
     features = features.clone().requires_grad_()
     torch.autograd.gradcheck(  # numerical differences in fp32: a linear op allows a large step
         lambda x: SAMPLES["resample"].function(x, offsets, steps), features, eps=1e-2, atol=1e-3, rtol=1e-3
@@ -75,7 +113,7 @@ def test_it_compiles_without_a_graph_break(name):
 
 
 def test_gradients_flow_through_a_compiled_resample():
-    features, offsets, steps = SAMPLES["resample"].arguments
+    features, offsets, steps, _ = SAMPLES["resample"].arguments
     gradients = []
     for function in (
         SAMPLES["resample"].function,
@@ -156,8 +194,9 @@ def test_a_cpu_and_a_gpu_return_the_same_shapes_types_and_strides(name, dtype):
     assert described[0] == described[1]
 
 
-LAUNCHES = {"assign": 1, "assign_forced": 2, "classify": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1,
-            "nms_large": 12, "pairwise_tiou": 1, "pick": 1, "proposal_loss": 2, "resample": 1, "soft_nms": 1,
+LAUNCHES = {"assign": 1, "assign_forced": 1, "classify": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1,
+            "nms_large": 12, "pairwise_tiou": 1, "pick": 1, "proposal_loss": 2, "resample": 1, "resample_checked": 1,
+            "soft_nms": 1,
             "soft_nms_linear": 1}  # fmt: skip
 
 
@@ -178,3 +217,60 @@ def test_on_a_gpu_an_op_is_its_kernels_and_nothing_waits_for_the_host(name):
     called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert sum("triton_kernel_wrapper" in target for target in called) == LAUNCHES[name]
     assert not [target for target in called if "aten.item" in target or "local_scalar" in target or "nonzero" in target]
+
+
+def assert_only_launches(count, function, *arguments):
+    """Traced on a GPU that is not there, a function of tensors is so many kernels and nothing else that takes time."""
+    with FakeTensorMode():
+        graph = aot_export_joint_simple(function, on_fake("cuda", arguments), trace_joint=False).graph
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    others = [target for target in called if "triton_kernel_wrapper" not in target]
+    assert len(called) - len(others) == count
+    assert {target.split(".")[-2] if "." in target else target for target in others} <= {
+        "detach", "empty", "empty_like", "<built-in function getitem>"
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_targets_and_proposal_losses_of_a_training_step_are_three_launches(dtype):
+    _, leaves = proposal_loss_leaves(dtype)
+    scales = len(leaves) // 2
+
+    def step(*tensors):
+        offsets, overlaps = list(tensors[:scales]), list(tensors[scales : 2 * scales])
+        anchors, *truths = tensors[2 * scales :]
+        kind, _, targets, tiou = SAMPLES["assign"].function(anchors, *truths)
+        return SAMPLES["proposal_loss"].function(offsets, overlaps, anchors, kind, targets, tiou)
+
+    assert_only_launches(3, step, *leaves, *SAMPLES["assign"].arguments[:4])
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_proposal_loss_is_one_launch(dtype):
+    backward = torch.ops.ahernet_kernels.proposal_loss_backward
+    assert_only_launches(1, lambda *x: [backward(*x, dtype)], torch.randn(99), *torch.ones(3).unbind())
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the ops that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def test_backward_of_proposal_loss_is_its_op_and_views_of_what_it_returns():
+    arguments, leaves = proposal_loss_leaves(torch.bfloat16)
+    losses = SAMPLES["proposal_loss"].function(*arguments)
+    scale = torch.tensor(2.0)
+    with Recorder() as recorder:
+        torch.autograd.grad(losses, leaves, [scale, scale])
+    first, *views = [name for name in recorder.names if "detach" not in name]
+    assert first == "ahernet_kernels.proposal_loss_backward.default"
+    assert set(views) == {"aten.split_with_sizes.default", "aten.view.default"}

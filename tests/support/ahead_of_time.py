@@ -76,11 +76,13 @@ def classify_variant(dtype: str, channels_last: bool) -> Variant:
     )
 
 
-def decode_variant(dtype: str) -> Variant:
+def decode_variant(dtype: str, channels_last: bool) -> Variant:
     outputs = {f"{name}_{j}": f"*{dtype}" for name in ("logits", "offsets", "overlaps") for j in range(8)}
     pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
     lengths = {f"T{j}": 128 >> j for j in range(8)}
-    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16}
+    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "CHANNELS_LAST": channels_last}
+    constants |= {"WHOLE_TILES": 0 if channels_last else 15, "GROUP": 8 if channels_last else 4}
+    constants |= {"BLOCK_CLASSES": 256, "BLOCK_CELLS": 16}
     return Variant(
         "decode",
         "decode_kernel",
@@ -115,16 +117,17 @@ def large_nms_variant(module: str, kernel: str, pointers: tuple[str, ...], const
 
 
 def assign_variant(force_match: bool) -> Variant:
-    names = ("anchors_ptr", "gt_segments_ptr", "gt_labels_ptr", "gt_offsets_ptr", "best_ptr", "kind_ptr", "labels_ptr")
+    names = ("anchors_ptr", "gt_segments_ptr", "gt_labels_ptr", "gt_offsets_ptr", "kind_ptr", "labels_ptr")
     types = dict.fromkeys(names, "*i64") | {"anchors_ptr": "*fp32", "gt_segments_ptr": "*fp32"}
     types |= {"targets_ptr": "*fp32", "tiou_ptr": "*fp32", "anchors": "i32"}
     constants = {
         "FOREGROUND_THRESHOLD": 0.8,
         "BACKGROUND_THRESHOLD": 0.3,
         "FORCE_MATCH": force_match,
-        "BLOCK_A": 256,
+        "BLOCK_A": 1024 if force_match else 256,
     }
-    return Variant("assign", "assign_kernel", types, constants, unaligned=("anchors",))
+    num_warps = 8 if force_match else 4
+    return Variant("assign", "assign_kernel", types, constants, num_warps=num_warps, unaligned=("anchors",))
 
 
 def proposal_loss_variant(dtype: str) -> Variant:
@@ -136,6 +139,18 @@ def proposal_loss_variant(dtype: str) -> Variant:
     return Variant(
         "proposal_loss", "proposal_loss_kernel", {**outputs, **pointers}, {**lengths, **constants}, num_warps=1
     )
+
+
+def resample_variant(checked: bool, dtype: str) -> Variant:
+    types = {
+        "features_ptr": "*fp16",
+        "offsets_ptr": "*i64",
+        "output_ptr": f"*{dtype}",
+        "finite_ptr": "*i1" if checked else f"*{dtype}",
+        "dimension": "i32",
+    }
+    constants = {"STEPS": 512, "CHECKED": checked, "BLOCK_T": 8, "BLOCK_D": 256}
+    return Variant("resample", "resample_kernel", types, constants)
 
 
 def soft_nms_variant(gaussian: bool) -> Variant:
@@ -157,18 +172,13 @@ def soft_nms_variant(gaussian: bool) -> Variant:
 VARIANTS = {
     "assign": assign_variant(force_match=False),
     "assign_forced": assign_variant(force_match=True),
-    "best_anchor": Variant(
-        "assign",
-        "best_anchor_kernel",
-        {"anchors_ptr": "*fp32", "gt_segments_ptr": "*fp32", "best_ptr": "*i64", "anchors": "i32"},
-        {"BLOCK": 1024},
-        unaligned=("anchors",),
-    ),
     "classify_bf16": classify_variant("bf16", channels_last=True),
     "classify_bf16_contiguous": classify_variant("bf16", channels_last=False),
     "classify_fp32": classify_variant("fp32", channels_last=True),
-    "decode_bf16": decode_variant("bf16"),
-    "decode_fp32": decode_variant("fp32"),
+    "decode_bf16": decode_variant("bf16", channels_last=False),
+    "decode_fp32": decode_variant("fp32", channels_last=False),
+    "decode_rows_bf16": decode_variant("bf16", channels_last=True),
+    "decode_rows_fp32": decode_variant("fp32", channels_last=True),
     "match": Variant(
         "match",
         "match_kernel",
@@ -292,12 +302,7 @@ VARIANTS = {
         {"BLOCK": 1024},
         unaligned=("anchors",),
     ),
-    "resample": Variant(
-        "resample",
-        "resample_kernel",
-        {"features_ptr": "*fp16", "offsets_ptr": "*i64", "output_ptr": "*fp32", "dimension": "i32"},
-        {"STEPS": 512, "BLOCK_T": 8, "BLOCK_D": 256},
-    ),
+    "resample": resample_variant(checked=False, dtype="fp32"),
     "resample_backward": Variant(
         "resample",
         "resample_backward_kernel",
@@ -313,6 +318,7 @@ VARIANTS = {
         {"STEPS": 512, "BLOCK_ROWS": 4, "BLOCK_D": 256},
         unaligned=("total_rows", "videos"),
     ),
+    "resample_checked": resample_variant(checked=True, dtype="bf16"),
     "soft_nms_gaussian": soft_nms_variant(gaussian=True),
     "soft_nms_linear": soft_nms_variant(gaussian=False),
 }

@@ -11,7 +11,7 @@ import ahernet_kernels
 import torch
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._tuning import overridden
-from ahernet_kernels.assign import assign_kernel, assign_launch, best_anchor_kernel
+from ahernet_kernels.assign import assign_kernel, assign_launch
 from ahernet_kernels.classify import classify_kernel, classify_launch, merge_chunks_kernel
 from ahernet_kernels.decode import decode_kernel, decode_launch
 from ahernet_kernels.match import match_kernel, match_launch
@@ -38,6 +38,7 @@ from ahernet_kernels.proposal_loss import (
 from ahernet_kernels.resample import (
     resample_backward_kernel,
     resample_backward_launch,
+    resample_checked_launch,
     resample_kernel,
     resample_launch,
 )
@@ -79,7 +80,7 @@ def interpreter() -> SimpleNamespace:
         force_match=False,
     ):
         arguments = (anchors, segments, labels, offsets, foreground_threshold, background_threshold, force_match)
-        return ahernet_kernels.Assignment(*assign_launch(assign_kernel, best_anchor_kernel, *arguments))
+        return ahernet_kernels.Assignment(*assign_launch(assign_kernel, *arguments))
 
     def interpreted_decode(logits, offsets, overlaps, anchors, centre_scale=1.0, width_scale=1.0):
         return decode_launch(decode_kernel, logits, offsets, overlaps, anchors, centre_scale, width_scale)
@@ -103,6 +104,9 @@ def interpreter() -> SimpleNamespace:
         with overridden("soft_nms", {"BLOCK": LARGE_BLOCK}):
             return soft_nms_launch(soft_nms_kernel, *arguments)
 
+    def interpreted_resample_checked(features, offsets, steps, dtype=torch.float32):
+        return resample_checked_launch(resample_kernel, features, offsets, steps, dtype)
+
     return SimpleNamespace(
         name="interpreter",
         assign=interpreted_assign,
@@ -117,6 +121,7 @@ def interpreter() -> SimpleNamespace:
         proposal_loss=interpreted_proposal_loss,
         resample=lambda *arguments: resample_launch(resample_kernel, *arguments),
         resample_backward=lambda *arguments: resample_backward_launch(resample_backward_kernel, *arguments),
+        resample_checked=interpreted_resample_checked,
         soft_nms=interpreted_soft_nms,
     )
 
@@ -147,7 +152,8 @@ def registered(device: str) -> SimpleNamespace:
         ahernet_kernels.resample(features, offsets, gradient.shape[1]).backward(gradient)
         return features.grad
 
-    names = ("assign", "classify", "decode", "match", "nms", "pairwise_tiou", "pick", "resample", "soft_nms")
+    names = ("assign", "classify", "decode", "match", "nms", "pairwise_tiou", "pick", "resample")
+    names += ("resample_checked", "soft_nms")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {
         "nms_large": on_device(nms_large(2)),

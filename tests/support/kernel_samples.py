@@ -43,9 +43,11 @@ def samples() -> dict[str, Sample]:
     outputs = (per_scale(classes), per_scale(2 * ratios), per_scale(ratios))
     maps, class_weights = per_scale(16), [torch.randn((classes, 16), generator=generator) for _ in CELLS]
     classifier = (maps, class_weights, [torch.randn(classes, generator=generator) for _ in CELLS])
-    features = torch.randn((9, 6), generator=generator)
+    ragged = torch.randn((9, 6), generator=generator), torch.tensor([0, 4, 9])
     picked = torch.randint(-1, size, (videos, 10), generator=generator)
     truths = (gt_segments, gt_labels, gt_offsets)
+    kind = torch.randint(-1, 2, (videos, len(anchors)), generator=generator)
+    targets, tiou = boxes(generator, *kind.shape), torch.rand(kind.shape, generator=generator)
     table: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "assign": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, False)),
         "assign_forced": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, True)),
@@ -57,7 +59,9 @@ def samples() -> dict[str, Sample]:
         "nms_large": (ahernet_kernels.nms, (many_segments, many_scores, None, 0.5, 10, 0.1)),
         "pairwise_tiou": (ahernet_kernels.pairwise_tiou, (segments[0], segments[1])),
         "pick": (ahernet_kernels.pick, (segments, scores, labels, picked)),
-        "resample": (ahernet_kernels.resample, (features, torch.tensor([0, 4, 9]), 8)),
+        "proposal_loss": (ahernet_kernels.proposal_loss, (*outputs[1:], anchors, kind, targets, tiou, 1.0, 1.0)),
+        "resample": (ahernet_kernels.resample, (*ragged, 8, torch.float32)),
+        "resample_checked": (ahernet_kernels.resample_checked, (*ragged, 8, torch.bfloat16)),
         "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
         "soft_nms_linear": (ahernet_kernels.soft_nms, (segments, scores, None, "linear", 0.5, 10)),
     }

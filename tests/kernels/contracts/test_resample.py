@@ -107,3 +107,53 @@ def test_rows_behind_the_last_video_are_nobodys(ops):
     assert gradient.shape == (9, 3)
     assert gradient[:5].all()
     assert not gradient[5:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("of_rows", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_output_is_the_fp32_result_rounded(ops, of_rows, dtype):
+    offsets = torch.tensor([0, 9, 30])
+    features = features_of(offsets, 5).to(of_rows)
+    exact = ops.resample(features, offsets, 7)
+    rounded = torch.finfo(dtype).eps  # and not half of it: the interpreter cuts fp32 off to bf16
+    for output in (ops.resample(features, offsets, 7, dtype), ops.resample_checked(features, offsets, 7, dtype)[0]):
+        assert output.dtype == dtype
+        torch.testing.assert_close(output.float(), exact, rtol=rounded, atol=1e-7)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    dimension=st.sampled_from([1, 3, 700]),
+    steps=st.sampled_from([1, 2, 7, 16]),
+    value=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
+    data=st.data(),
+)
+def test_a_single_number_that_is_not_finite_is_found_wherever_it_is(ops, lengths, dimension, steps, value, data):
+    offsets = torch.from_numpy(np.cumsum([0, *lengths]))
+    features = features_of(offsets, dimension)
+    expected = torch.ones(len(lengths), dtype=torch.bool)
+    assert torch.equal(ops.resample_checked(features, offsets, steps)[1], expected)
+    filled = [video for video, length in enumerate(lengths) if length]
+    if filled:
+        video = data.draw(st.sampled_from(filled))
+        row = data.draw(st.integers(0, lengths[video] - 1))
+        features[int(offsets[video]) + row, data.draw(st.integers(0, dimension - 1))] = value
+        expected[video] = False
+        assert torch.equal(ops.resample_checked(features, offsets, steps)[1], expected)
+
+
+def test_rows_that_are_nobodys_need_not_be_finite(ops):
+    features, offsets = features_of([0, 9], 3), torch.tensor([0, 2, 5])
+    features[5:] = float("nan")
+    assert ops.resample_checked(features, offsets, 4)[1].tolist() == [True, True]
+
+
+def test_a_mean_beyond_the_dtype_of_the_output_is_not_finite(ops):
+    features = torch.tensor([[1.0], [7e4]])  # the largest fp16 is 65,504
+    for dtype, finite in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
+        assert ops.resample_checked(features, torch.tensor([0, 1, 2]), 4, dtype)[1].tolist() == [True, finite]
+
+
+def test_no_channel_and_no_video_are_finite(ops):
+    assert ops.resample_checked(torch.zeros((3, 0)), torch.tensor([0, 3]), 4)[1].tolist() == [True]
+    assert ops.resample_checked(torch.zeros((0, 2)), torch.tensor([0]), 4)[1].tolist() == []
