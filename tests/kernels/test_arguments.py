@@ -38,6 +38,12 @@ LABELS = torch.zeros(3, dtype=torch.int64)
         (lambda: decode(anchors=ANCHORS), ValueError, r"anchors: expected shape \(45, 2\)"),
         (lambda: decode(overlaps=[x[:1] for x in SAMPLES["decode"].arguments[2]]), ValueError, r"overlaps\[0\]: "),
         (lambda: decode(logits=[x.double() for x in SAMPLES["decode"].arguments[0]]), TypeError, r"logits\[0\]: "),
+        (lambda: proposal_loss(offsets=[]), ValueError, "offsets: expected 1 to 8 scales, got 0"),
+        (lambda: proposal_loss(overlaps=[]), ValueError, "overlaps: expected 4 scales as in offsets, got 0"),
+        (lambda: proposal_loss(anchors=ANCHORS), ValueError, r"anchors: expected shape \(45, 2\)"),
+        (lambda: proposal_loss(kind=SAMPLES["proposal_loss"].arguments[3].int()), TypeError, "kind: expected int64"),
+        (lambda: proposal_loss(tiou=SAMPLES["proposal_loss"].arguments[5][:1]), ValueError, r"tiou: .* \(2, 45\)"),
+        (lambda: proposal_loss(targets=SEGMENTS.half()), TypeError, "targets: expected float32, got float16"),
     ],
 )  # fmt: skip
 def test_the_error_names_the_argument(call, error, message):
@@ -48,6 +54,12 @@ def test_the_error_names_the_argument(call, error, message):
 def decode(**changes):
     arguments = dict(zip(("logits", "offsets", "overlaps", "anchors"), SAMPLES["decode"].arguments, strict=False))
     return kernels.decode(**{**arguments, **changes})
+
+
+def proposal_loss(**changes):
+    names = ("offsets", "overlaps", "anchors", "kind", "targets", "tiou")
+    arguments = dict(zip(names, SAMPLES["proposal_loss"].arguments, strict=False))
+    return kernels.proposal_loss(**{**arguments, **changes})
 
 
 @pytest.mark.parametrize("name", SAMPLES)
