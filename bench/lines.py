@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bench import cases, pipelines
+from bench import cases
 from bench.costs import COSTS, Cost
 from bench.peers import assignment, decoding, pairs, resampling, suppression
 
@@ -41,6 +41,8 @@ class Sizes:
     steps: int = 512
     pairs: int = 4096
     localized: tuple[int, ...] = (256, 64)
+    trained: tuple[int, ...] = (16, 256)
+    training_precision: str = "bfloat16"
     width: float = 1.0
     sweep_videos: tuple[int, ...] = (1, 8, 256)
     sweep_candidates: tuple[int, ...] = (128, 512, 1024)
@@ -251,8 +253,10 @@ def pairwise_lines(device: str, sizes: Sizes) -> Iterator[Line]:
 
 
 def localize_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    from bench.localization import Localization  # imports stay with the group: it alone fails where one is absent
+
     for videos in sizes.localized:
-        localization = pipelines.Localization(device, videos, CANDIDATE_CLASSES, sizes.width, sizes.mean_rows)
+        localization = Localization(device, videos, CANDIDATE_CLASSES, sizes.width, sizes.mean_rows)
         yield Line(
             "localize",
             f"B={videos} D={localization.model.feature_dimension} C={CANDIDATE_CLASSES} bf16",
@@ -266,6 +270,26 @@ def localize_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         )
 
 
+def training_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    from bench.training import Training
+
+    for videos in sizes.trained:
+        training = Training(device, videos, CANDIDATE_CLASSES, sizes.width, sizes.mean_rows, sizes.training_precision)
+        peers = {"eager torch, video by video": training.peer}
+        yield Line(
+            "training",
+            f"B={videos} D={training.config.model.feature_dimension} bf16",
+            (training.batch,),
+            training.call,
+            reference=training.peer,
+            # Features resampled in another order of sums are rounded to other bf16 values.
+            tolerance=2e-2,
+            uncapturable=peers,
+            cost=training.cost,
+            capture=False,
+        )
+
+
 GROUPS: dict[str, Callable[[str, Sizes], Iterator[Line]]] = {
     "decode": decode_lines,
     "decode_last": functools.partial(decode_lines, channels_last=True),
@@ -274,6 +298,7 @@ GROUPS: dict[str, Callable[[str, Sizes], Iterator[Line]]] = {
     "localize": localize_lines,
     "nms_large": long_nms_lines,
     "resample": resample_lines,
+    "training": training_lines,
     "soft_nms": soft_nms_lines,
     "pairwise_tiou": pairwise_lines,
     "nms_sweep": nms_sweep,

@@ -1,4 +1,4 @@
-"""The pipelines that the suites time: inputs and networks of `localize`, ours and the peer's form."""
+"""The pipeline from feature rows in device memory to detections: its inputs, network and parts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ahernet.config import InferenceConfig, ModelConfig, preset
 from ahernet.inference.anchors import AnchorStep
 from ahernet.model.localizer import Localizer
 from bench import cases, costs
-from bench.peers import localization
+from bench.peers.localization import detections
 
 
 def paper_model(width: float = 1.0, dimension: int | None = None) -> ModelConfig:
@@ -53,7 +53,7 @@ class Localization:
     @torch.no_grad()
     def peer(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         """The same network; resampled, decoded and suppressed in the forms that are common elsewhere."""
-        return localization.detections(self.step, rows, offsets)
+        return detections(self.step, rows, offsets)
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What the call does before anything is decoded: its time less theirs is that of all that follows."""
