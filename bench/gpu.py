@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from bench import targets
 from bench.device_timing import DeviceTimer, first_line
 from bench.lines import GROUPS, Call, Line, Sizes
+from bench.records import MODES, OWN
 
 RESULTS = Path(__file__).with_name("results")
 SCHEMA = 2
-OWN = "ahernet"
-MODES = ("cold", "hot", "eager")
 NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group
 LINE_SECONDS = 60.0  # after which a line is given up: a kernel that never ends must not end the run
 
@@ -320,5 +320,6 @@ def main(options: argparse.Namespace) -> int:
         torch.cuda.empty_cache()
     Run(path, record, groups, deadline, DeviceTimer()).measure()
     print(table(record))
+    print(targets.text_of(record))
     print(f"recorded in {path}")
     return 0 if all(map(is_good, record["lines"])) else 1

@@ -1,0 +1,91 @@
+"""Recorded runs, of the GPU suite and of pytest-benchmark, as one form: timings by name, on a named device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OWN = "ahernet"
+MODES = ("cold", "hot", "eager")
+
+
+@dataclass(frozen=True)
+class Name:
+    """What was timed."""
+
+    op: str
+    case: str
+    way: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: median, 20 % and 80 % quantile."""
+
+    median: float
+    q20: float
+    q80: float
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quantiles, of the median."""
+        return (self.q80 - self.q20) / 2 / self.median
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run: where, what did not work, and what was timed."""
+
+    kind: str
+    device: str
+    versions: dict[str, str]
+    timings: dict[Name, Timing]
+    failed: dict[tuple[str, str, str], str]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The JSON of a record, as it is."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "lines" not in record and "benchmarks" not in record:
+        raise ValueError(f"{path}: neither a record of `python -m bench gpu` nor of pytest-benchmark")
+    return record
+
+
+def is_gpu(record: dict[str, Any]) -> bool:
+    """Whether the GPU suite wrote it."""
+    return "lines" in record
+
+
+def read(path: Path) -> Recorded:
+    """A record of either kind."""
+    record = load(path)
+    return _gpu(record) if is_gpu(record) else _cpu(record)
+
+
+def _gpu(record: dict[str, Any]) -> Recorded:
+    timings, failed = {}, {}
+    for entry in record["lines"]:
+        key = entry["op"], entry["case"], entry["way"]
+        if "failed" in entry:
+            failed[key] = entry["failed"]
+        for mode in MODES:
+            if mode in entry:
+                values = (entry[mode][name] * 1e-6 for name in ("median_us", "q20_us", "q80_us"))
+                timings[Name(*key, mode)] = Timing(*values)
+    device = record["device"]
+    versions = {name: str(device.get(name)) for name in ("python", "numpy", "torch", "triton", "driver")}
+    return Recorded("gpu", device["name"], versions, timings, failed)
+
+
+def _cpu(record: dict[str, Any]) -> Recorded:
+    timings = {}
+    for entry in record["benchmarks"]:
+        op, _, case = entry["group"].partition(", ")
+        # Benches that have no ways are named by the form they time, ours first.
+        way = entry["extra_info"].get("way") or str(entry.get("param") or OWN)
+        statistics = entry["stats"]
+        timings[Name(op, case, way, "cpu")] = Timing(*(statistics[name] for name in ("median", "q20", "q80")))
+    machine = record["machine_info"]
+    versions = {name: str(machine.get(name)) for name in ("python", "numpy", "torch")}
+    return Recorded("cpu", f"{machine['processor']}, threads: {machine['threads']}", versions, timings, {})

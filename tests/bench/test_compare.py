@@ -1,0 +1,115 @@
+"""What counts as slower between two records, and which records can be compared."""
+
+import json
+
+import pytest
+from bench_fakes import cpu_record, gpu_record
+
+from bench import __main__ as command
+from bench import targets
+
+NMS, DECODE = ("nms", "B=64", "ahernet"), ("decode", "B=64", "ahernet")
+PEER = ("nms", "B=64", "peer")
+
+
+@pytest.fixture
+def compare(tmp_path, capsys):
+    def run(before, after, *options):
+        for name, record in (("a", before), ("b", after)):
+            (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+        status = command.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *options])
+        return status, capsys.readouterr()
+
+    return run
+
+
+def test_the_same_record_has_nothing_slower(compare):
+    record = gpu_record({NMS: 10.0, DECODE: 5.0})
+    status, said = compare(record, record)
+    assert status == 0
+    assert said.out.splitlines()[-1] == "0 slower, 0 faster, 0 newly failed, of 6; 0 only in A"
+
+
+def test_what_is_slower_by_the_threshold_and_the_spread_is_named_and_fails(compare):
+    status, said = compare(gpu_record({NMS: 10.0, DECODE: 5.0}), gpu_record({NMS: 11.0, DECODE: 4.0}))
+    assert status == 1
+    rows = [row.split() for row in said.out.splitlines()]
+    assert {row[0] for row in rows if row[-1] == "slower"} == {"nms"}
+    assert {row[0] for row in rows if row[-1] == "faster"} == {"decode"}
+    assert rows[1][:4] == ["nms", "B=64", "ahernet", "cold"]
+    assert rows[1][4:7] == ["10.0", "11.0", "1.100"]
+
+
+@pytest.mark.parametrize(("half_spread", "threshold", "status"), [(0.01, "5%", 1), (0.06, "5%", 0), (0.01, "0.2", 0)])
+def test_a_difference_within_the_spread_or_the_threshold_is_none(compare, half_spread, threshold, status):
+    before, after = (gpu_record({NMS: median}, half_spread=half_spread) for median in (10.0, 11.0))
+    assert compare(before, after, "--threshold", threshold)[0] == status
+
+
+def test_peers_are_never_slower(compare):
+    before, after = gpu_record({NMS: 10.0, PEER: 10.0}), gpu_record({NMS: 10.0, PEER: 20.0})
+    assert "peer" not in compare(before, after)[1].out
+    status, said = compare(before, after, "--peers")
+    assert status == 0
+    assert "peer" in said.out
+
+
+def test_what_ran_and_now_fails_is_told(compare):
+    after = gpu_record({DECODE: 5.0})
+    after["lines"].append({"op": "nms", "case": "B=64", "way": "ahernet", "failed": "RuntimeError: no"})
+    status, said = compare(gpu_record({NMS: 10.0, DECODE: 5.0}), after)
+    assert status == 1
+    assert "nms, B=64, ahernet: ran in A, in B it failed: RuntimeError: no" in said.out
+
+
+def test_records_of_different_devices_are_refused_unless_asked_for(compare):
+    before, after = gpu_record({NMS: 10.0}), gpu_record({NMS: 30.0}, device="NVIDIA H1")
+    status, said = compare(before, after)
+    assert status == 2
+    assert said.err.startswith("different devices: 'NVIDIA H0' and 'NVIDIA H1'")
+    assert compare(before, after, "--across-devices")[0] == 1
+
+
+def test_records_of_different_kinds_are_refused(compare):
+    status, said = compare(gpu_record({NMS: 10.0}), cpu_record({("nms, design", "ahernet"): 1.0}), "--across-devices")
+    assert status == 2
+    assert "nothing in them is comparable" in said.err
+
+
+def test_records_of_the_cpu_are_compared(compare):
+    before = cpu_record({("nms, design", "ahernet"): 0.01, ("average precision, full", None): 1.0})
+    after = cpu_record({("nms, design", "ahernet"): 0.02, ("average precision, full", None): 1.0})
+    status, said = compare(before, after)
+    assert status == 1
+    assert [row.split()[0] for row in said.out.splitlines() if row.endswith("slower")] == ["nms"]
+
+
+def test_other_files_are_refused(compare):
+    status, said = compare({"made": "up"}, gpu_record({NMS: 1.0}))
+    assert status == 2
+    assert "neither a record" in said.err
+
+
+def test_targets_say_what_is_met_and_what_was_not_measured():
+    record = gpu_record(
+        {
+            ("assign", "B=1024 G<=25", "ahernet"): 40.0,
+            ("assign", "B=1024 G<=25", "torch broadcast"): 400.0,
+            ("nms", "B=1024 N=765 tiou 0.9 best 100", "ahernet"): 100.0,
+            ("nms", "one video N=1000000 tiou 0.9 best 1000000", "ahernet"): 100.0,
+            ("localize", "B=256 D=2048 C=200 bf16", "ahernet"): 10_000.0,
+            ("localize", "B=256 D=2048 C=200 bf16", "part: resampling"): 1_000.0,
+            ("localize", "B=256 D=2048 C=200 bf16", "part: backbone"): 8_800.0,
+        }
+    )
+    record["lines"][2]["equal"] = 0.5
+    found = {(verdict.what, verdict.target): verdict for verdict in targets.verdicts(record)}
+    assert found["assign, B=1024 G<=25", "<= 50 us"].met
+    assert not found["assign, B=1024 G<=25", ">= 20x the broadcast"].met
+    assert found["assign, B=1024 G<=25", ">= 20x the broadcast"].measured == "10.0x; 10.0x as graphs"
+    assert not found["nms, B=1024, best 100", "<= 400 us, exact"].met
+    assert found["localize, B=256", "<= 5 % after the backbone"].measured == "2.0%"
+    assert found["localize, B=256", ">= 70 % of the bf16 rate"].measured == "50%, 25,600 videos/s"
+    assert found["nms, one video, N=10^6, best 100", "<= 5 ms, exact"].met is None
+    assert found["nms, one video, N=10^6, all", "<= 5 ms, exact"].met
+    assert found["training, B=16", ">= 3x video by video"].met is None
