@@ -68,16 +68,23 @@ def localization_losses(
         model: for the scales of the offsets.
         weights: of the terms, and the cells that the class loss looks at.
     """
-    foreground = assigned.kind == kernels.FOREGROUND
     labels = cell_labels(assigned, ground_truth, model.ratios_per_cell, weights.class_cells)
     classification = class_loss(outputs.logits, labels)
-    offset = offset_loss(outputs.offsets, anchors, foreground, assigned.targets, model.centre_scale, model.width_scale)
-    overlap = overlap_loss(outputs.overlaps, assigned.tiou)
-    proposal = proposal_loss(offset, overlap, weights)
+    offset, overlap = kernels.proposal_loss(
+        outputs.offsets,
+        outputs.overlaps,
+        anchors,
+        assigned.kind,
+        assigned.targets,
+        assigned.tiou,
+        model.centre_scale,
+        model.width_scale,
+    )
+    proposal = weighted_proposal_loss(offset, overlap, weights)
     return Losses(weights.classification * classification + proposal, classification, offset, overlap)
 
 
-def proposal_loss(offset: Tensor, overlap: Tensor, weights: LossConfig) -> Tensor:
+def weighted_proposal_loss(offset: Tensor, overlap: Tensor, weights: LossConfig) -> Tensor:
     """Return L_prop, the weighted sum of L_of and L_ov."""
     return weights.offset * offset + weights.overlap * overlap
 
@@ -116,8 +123,9 @@ def class_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
         logits: (B, C, T_j) per scale.
         labels: (B, cells) int64, NO_LABEL where a cell is left out.
     """
-    values = _at_least_float32(torch.cat(logits, dim=2))
-    summed = F.cross_entropy(values, labels, ignore_index=NO_LABEL, reduction="sum")
+    rows = torch.cat([scale.transpose(1, 2) for scale in logits], dim=1).flatten(0, 1)
+    # Of rows: the form for more dimensions adds up in no fixed order on CUDA.
+    summed = F.cross_entropy(_at_least_float32(rows), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
     return summed / (labels != NO_LABEL).sum().clamp(min=1)
 
 
@@ -162,51 +170,6 @@ def context_loss(generated: Tensor, real: Tensor, counted: Tensor) -> Tensor:
     """
     error = (_at_least_float32(generated) - real).square().mean(dim=(1, 2))
     return error.where(counted, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def offset_loss(
-    offsets: list[Tensor],
-    anchors: Tensor,
-    foreground: Tensor,
-    targets: Tensor,
-    centre_scale: float,
-    width_scale: float,
-) -> Tensor:
-    """Return the smooth-L1 distance of decoded centre and width, mean over the foreground (eq. 5 and 6).
-
-    Args:
-        offsets: (B, 2R, T_j) per scale, channels dc_0, dw_0, dc_1, dw_1, ...
-        anchors: (A, 2) centre and width.
-        foreground: (B, A) bool.
-        targets: (B, A, 2) start and end of the closest ground truth, or of the one that the anchor is forced to
-            match (`force_match`).
-        centre_scale: alpha1.
-        width_scale: alpha2.
-    """
-    shifts = _at_least_float32(
-        torch.cat([rearrange(scale, "b (ratio two) cell -> b (cell ratio) two", two=2) for scale in offsets], 1)
-    )
-    # Where nothing is to be learnt the shift is 0, so that exp cannot overflow into 0 * inf = NaN gradients.
-    shifts = shifts.where(foreground.unsqueeze(2), 0.0)
-    centre = anchors[:, 0] + centre_scale * anchors[:, 1] * shifts[..., 0]
-    width = anchors[:, 1] * torch.exp(width_scale * shifts[..., 1])
-    start, end = targets.unbind(dim=2)
-    distance = F.smooth_l1_loss(centre, (start + end) / 2, reduction="none") + F.smooth_l1_loss(
-        width, end - start, reduction="none"
-    )
-    return distance.where(foreground, 0.0).sum() / foreground.sum().clamp(min=1)
-
-
-def overlap_loss(overlaps: list[Tensor], tiou: Tensor) -> Tensor:
-    """Return the squared error of the predicted overlap against g_iou, mean over all anchors (eq. 7).
-
-    Args:
-        overlaps: (B, R, T_j) per scale, before the sigmoid.
-        tiou: (B, A) of each default anchor with its closest ground truth, or with the one that it is forced to
-            match.
-    """
-    predicted = torch.cat([rearrange(scale, "b ratio cell -> b (cell ratio)") for scale in overlaps], dim=1)
-    return (_at_least_float32(predicted).sigmoid() - tiou).square().mean()
 
 
 def _shared_labels(ground_truth: GroundTruth) -> Tensor:

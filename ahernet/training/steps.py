@@ -26,8 +26,8 @@ from ahernet.training.losses import (
     assign_anchors,
     context_loss,
     localization_losses,
-    proposal_loss,
     segment_loss,
+    weighted_proposal_loss,
 )
 from ahernet.training.segment_batches import SegmentBatch, Surroundings
 
@@ -119,7 +119,7 @@ def step_losses(
         own_weights = class_weights.select(rows.untrimmed)
         untrimmed = _see(localizer, config, sequence, own_weights, batch.untrimmed.ground_truth)
         losses = untrimmed.losses
-        only_proposals = proposal_loss(losses.offset, losses.overlap, config.loss)
+        only_proposals = weighted_proposal_loss(losses.offset, losses.overlap, config.loss)
         steps[kind] = StepLoss(only_proposals if kind == "proposals" else losses.total, _named(losses))
     foreground = None if batch.foregrounds is None else _resample(batch.foregrounds, config)
     moment = None if batch.moments is None else _resample(batch.moments, config)
@@ -205,9 +205,18 @@ class _Contexts(NamedTuple):
         return before, after
 
     def background(self) -> tuple[Tensor, Tensor]:
-        """Return the real context; where there is none on one side, that of the other."""
+        """Return real background: of the other side where there is none on one, and of another video where on neither.
+
+        Without any in the batch it is 0.
+        """
         (before, after), (has_before, has_after) = self.real, self.present
-        return before.where(has_before[:, None, None], after), after.where(has_after[:, None, None], before)
+        one, two = before.where(has_before[:, None, None], after), after.where(has_after[:, None, None], before)
+        has_any = has_before | has_after
+        videos = torch.arange(len(has_any), device=has_any.device)
+        # Videos that have background, in turn.
+        lenders = has_any.logical_not().argsort(stable=True)[videos % has_any.sum().clamp(min=1)]
+        source = videos.where(has_any, lenders)
+        return one[source].where(has_any.any(), 0.0), two[source].where(has_any.any(), 0.0)
 
 
 def _contexts(networks: Networks, around: Surroundings, foreground: Tensor) -> _Contexts:
