@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 CELLS = (128, 64, 32, 16, 8, 4, 2, 1)
+CHANNELS = (256, 256, 512, 512, 1024, 1024, 2048, 2048)  # of the feature map of each scale
 RATIOS = 3
 ANCHORS = RATIOS * sum(CELLS)
 INSTANCES = 5  # of one video
@@ -84,6 +85,20 @@ def network_outputs(
         return [tensor * spread for tensor in made]
 
     return per_scale(classes, 3.0), per_scale(2 * RATIOS, 0.3), per_scale(RATIOS, 2.0)
+
+
+def classifier(
+    videos: int, classes: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Per scale feature map (B, d, T), channels last, class weights (C, d) and biases (C,); logits spread by 3."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    features = [normal(videos, cells, d).transpose(1, 2) for cells, d in zip(CELLS, CHANNELS, strict=True)]
+    weights = [normal(classes, d) * (3 / math.sqrt(d)) for d in CHANNELS]
+    return features, weights, [normal(classes) for _ in CHANNELS]
 
 
 def sequences(

@@ -142,34 +142,35 @@ def classify_launch(
     return probability, labels
 
 
-def _classify_scale(features: Tensor, weights: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and label (B, T) of the cells of one scale; logits of a chunk of classes at a time."""
-    videos, dimension, cells = features.shape
-    rows = features.float().transpose(1, 2).reshape(-1, dimension)
-    best = rows.new_full((len(rows),), -torch.inf)
+@custom_op("ahernet_kernels::classify_cpu", mutates_args=(), device_types="cpu")
+def _classify_cpu(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, Tensor]:
+    rows = [x.float().transpose(1, 2).reshape(-1, x.shape[1]) for x in features]
+    counts = [len(x) for x in rows]
+    best = rows[0].new_full((sum(counts),), -torch.inf)
     total, label = torch.zeros_like(best), torch.zeros_like(best, dtype=torch.int64)
-    size = max(1, CPU_BLOCK_ELEMENTS // max(1, len(rows)))
-    for first in range(0, len(weights), size):
+    classes = len(weights[0])
+    size = min(classes, max(1, CPU_BLOCK_ELEMENTS // max(1, len(best))))
+    for first in range(0, classes, size):
         part = slice(first, first + size)
-        logits = torch.addmm(biases[part].float(), rows, weights[part].float().T)
+        logits = best.new_empty((len(best), min(size, classes - first)))
+        for scale, out in enumerate(logits.split(counts)):
+            torch.addmm(biases[scale][part].float(), rows[scale], weights[scale][part].float().T, out=out)
         top, index = logits.max(dim=1)
         if not top.isfinite().all():
             logits.nan_to_num_(nan=-torch.inf, posinf=torch.finfo(torch.float32).max, neginf=-torch.inf)
             top, index = logits.max(dim=1)
-        label = torch.where(top > best, first + index, label)
-        new = torch.maximum(best, top)
-        shift = new.where(new > -torch.inf, 0.0)
-        total = total * (best - shift).exp() + logits.sub_(shift[:, None]).exp_().sum(dim=1)
-        best = new
+        label = torch.where(top > best, index.add_(first), label)
+        top = torch.maximum(best, top)
+        reference = top.where(top > -torch.inf, 0.0)
+        total = total * (best - reference).exp_() + logits.sub_(reference[:, None]).exp_().sum(dim=1)
+        best = top
     probability = total.reciprocal().where(best > -torch.inf, 0.0)
-    return probability.view(videos, cells), label.view(videos, cells)
+    shapes = [(x.shape[0], x.shape[2]) for x in features]
+    return _by_video(probability.split(counts), shapes), _by_video(label.split(counts), shapes)
 
 
-@custom_op("ahernet_kernels::classify_cpu", mutates_args=(), device_types="cpu")
-def _classify_cpu(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, Tensor]:
-    found = [_classify_scale(*scale) for scale in zip(features, weights, biases, strict=True)]
-    probability, labels = zip(*found, strict=True)
-    return torch.cat(probability, dim=1), torch.cat(labels, dim=1)
+def _by_video(per_scale: tuple[Tensor, ...], shapes: list[tuple[int, int]]) -> Tensor:
+    return torch.cat([x.view(shape) for x, shape in zip(per_scale, shapes, strict=True)], dim=1)
 
 
 @_classify_cpu.register_fake
