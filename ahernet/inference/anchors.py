@@ -1,15 +1,13 @@
 """Detections of AherNet: every anchor is a candidate with the class probabilities of its cell (section 3.5)."""
 
-from copy import deepcopy
-
 import ahernet_kernels as kernels
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.step import Found, Step, is_finite, suppress
-from ahernet.model.heads import class_logits
+from ahernet.inference.network import channels_last, class_logits
+from ahernet.inference.step import Found, Step, suppress
 from ahernet.model.localizer import Localizer, Outputs
 
 
@@ -27,17 +25,16 @@ class AnchorStep(Step):
             # Chosen before the transfer, whose product rounds by how many rows it has.
             class_weights = model.transfer(rows if class_rows is None else rows.select(class_rows))
         super().__init__(model, config, class_weights, None)
-        self.heads = deepcopy(model.heads).to(self.precision).requires_grad_(False)
+        self.heads = channels_last(model.heads).to(self.precision)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Found:
         """Localize in B videos; arguments as `Step` says."""
-        sequence = kernels.resample(rows, offsets, self.model_config.steps)
-        maps = self.feature_maps(sequence)
+        maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         logits = class_logits(maps, self.class_weights)
         segments, scores, labels = self._scored(Outputs(logits, *self.heads(maps)))
-        return Found(*suppress(segments, scores, labels, self.config), is_finite(sequence))
+        return Found(*suppress(segments, scores, labels, self.config), finite)
 
     def _scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         segments, scores, labels = kernels.decode(
@@ -55,7 +52,9 @@ class AnchorStep(Step):
         if self.config.class_score == "product":
             return segments, scores * video.gather(1, labels), labels
         probability, label = video.max(dim=1, keepdim=True)
-        return segments, probability * overlaps, label.expand_as(scores).contiguous()
+        # Where there is no segment, there is no candidate whatever the video shows.
+        scores = (probability * overlaps).where(scores > -torch.inf, -torch.inf)
+        return segments, scores, label.expand_as(scores).contiguous()
 
     def _video_probabilities(self, logits: list[Tensor], overlaps: Tensor) -> Tensor:
         """Return the mean class probabilities (B, C) of the cells, weighted by their best overlap if so configured."""

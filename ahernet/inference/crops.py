@@ -1,14 +1,13 @@
 """Detections of AherNet-: class-agnostic proposals, cut out and classified like moments (section 4.3)."""
 
-from copy import deepcopy
-
 import ahernet_kernels as kernels
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.step import Found, Step, is_finite, pick_segments, suppress
+from ahernet.inference.network import channels_last
+from ahernet.inference.step import Found, Step, suppress
 from ahernet.model.localizer import Localizer
 from ahernet.model.segment_classifier import pool_segments, segment_logits
 
@@ -29,28 +28,22 @@ class CropStep(Step):
 
     def __init__(self, model: Localizer, config: InferenceConfig, class_rows: Tensor | None = None) -> None:
         super().__init__(model, config, model.segment_classifier.class_weights(), class_rows)
-        self.heads = deepcopy(model.heads).to(self.precision).requires_grad_(False)
+        self.heads = channels_last(model.heads).to(self.precision)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Found:
         """Localize in B videos; arguments as `Step` says."""
-        sequence = kernels.resample(rows, offsets, self.model_config.steps)
-        maps = self.feature_maps(sequence)
+        maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         segments, overlaps, kept = self._proposals(maps)
         parts = [self._classified(rows, offsets, some) for some in torch.split(segments, PROPOSALS_AT_ONCE, dim=1)]
         probability, label = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         scores = probability * overlaps
         scores = scores.where(kept & (scores > self.config.minimum_score), -torch.inf)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        found = scores > -torch.inf
-        return Found(
-            pick_segments(segments, order).where(found.unsqueeze(2), 0.0),
-            scores.where(found, 0.0),
-            label.gather(1, order).where(found, -1),
-            found.sum(dim=1),
-            is_finite(sequence),
-        )
+        ranked, order = scores.sort(dim=1, descending=True, stable=True)
+        found = ranked > -torch.inf
+        order = order.where(found, -1)
+        return Found(*kernels.pick(segments, scores, label, order), found.sum(dim=1), finite)
 
     def _proposals(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments (B, K, 2), overlaps (B, K) and whether there is such a proposal (B, K)."""
@@ -65,8 +58,8 @@ class CropStep(Step):
 
     def _classified(self, rows: Tensor, offsets: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Return probability and label (B, K) of the best class of segments (B, K, 2)."""
-        crops = kernels.resample(*cut_segments(rows, offsets, segments), self.model_config.moment_steps)
-        logits = segment_logits(pool_segments(self.feature_maps(crops)), self.class_weights)
+        maps, _ = self.feature_maps(*cut_segments(rows, offsets, segments), self.model_config.moment_steps)
+        logits = segment_logits(pool_segments(maps), self.class_weights)
         probabilities = torch.stack(logits).float().softmax(dim=2).mean(dim=0)
         probability, label = probabilities.max(dim=1)
         return probability.view(segments.shape[:2]), label.view(segments.shape[:2])

@@ -1,13 +1,13 @@
 """Detections of AherNet0: runs of snippets that a classifier scores above several thresholds (section 4.3)."""
 
-import ahernet_kernels as kernels
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.step import Found, Step, is_finite, suppress
-from ahernet.model.heads import ClassWeights, class_logits
+from ahernet.inference.network import class_logits
+from ahernet.inference.step import Found, Step, suppress
+from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 
 CLASSES_PER_VIDEO = 3
@@ -31,15 +31,15 @@ class SnippetStep(Step):
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Found:
         """Localize in B videos; arguments as `Step` says."""
-        sequence = kernels.resample(rows, offsets, self.model_config.steps)
-        (logits,) = class_logits(self.feature_maps(sequence), self.class_weights)
+        maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
+        (logits,) = class_logits(maps, self.class_weights)
         probabilities = logits.float().softmax(dim=1)
         # A stable sort and not topk: ties go to the lowest class.
         order = probabilities.mean(dim=2).argsort(dim=1, descending=True, stable=True)[:, :CLASSES_PER_VIDEO]
         sequences = probabilities.gather(1, order.unsqueeze(2).expand(-1, -1, probabilities.shape[2]))
         segments, scores = group_snippets(sequences, self.thresholds)
         labels = order.repeat_interleave(scores.shape[1] // order.shape[1], dim=1)
-        return Found(*suppress(segments, scores, labels, self.config), is_finite(sequence))
+        return Found(*suppress(segments, scores, labels, self.config), finite)
 
 
 def group_snippets(probabilities: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
