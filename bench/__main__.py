@@ -5,6 +5,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "report": "draw records and write their tables",
     "compare": "say what became slower between two records",
     "tune": "find the fastest tile sizes on the GPU of this machine, for the launchers",
     "gpu": "time every kernel and pipeline on the GPU of this machine",

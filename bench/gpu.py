@@ -1,6 +1,6 @@
 """Times every kernel and pipeline on one GPU against the forms that are common elsewhere, and records them.
 
-    bench/gpu.sh [folder]                          the kernel tests first, then tuning, then this
+    bench/gpu.sh [folder]                            the kernel tests first, then tuning, then this
     python -m bench gpu [folder] --only nms,decode   some groups of `bench.lines` alone
 
 Every line is checked against the CPU path of the same op before it is timed. The record, one JSON file, is written
