@@ -17,7 +17,7 @@ from torch.library import triton_op, wrap_triton
 
 from ahernet_kernels._anchors import MAX_SCALES, of_scale, tile_of_cells
 from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor
-from ahernet_kernels._proposal_loss_torch import proposal_loss_backward_torch, proposal_loss_cpu
+from ahernet_kernels._proposal_loss_cpu import proposal_loss_backward_cpu, proposal_loss_cpu
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_CELLS": 32, "num_warps": 1}
@@ -213,7 +213,7 @@ def _proposal_loss_backward(
 ) -> Tensor:
     arguments = (gradient, offset_gradient, overlap_gradient, divisor, dtype)
     if gradient.device.type == "cpu":
-        return proposal_loss_backward_torch(*arguments)
+        return proposal_loss_backward_cpu(*arguments)
     return proposal_loss_backward_launch(wrap_triton(proposal_loss_backward_kernel), *arguments)
 
 

@@ -233,17 +233,18 @@ def assert_only_launches(count, function, *arguments):
 
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_targets_and_proposal_losses_of_a_training_step_are_three_launches(dtype):
+@pytest.mark.parametrize("name", ["assign", "assign_forced"])
+def test_targets_and_proposal_losses_of_a_training_step_are_three_launches(name, dtype):
     _, leaves = proposal_loss_leaves(dtype)
     scales = len(leaves) // 2
 
     def step(*tensors):
         offsets, overlaps = list(tensors[:scales]), list(tensors[scales : 2 * scales])
         anchors, *truths = tensors[2 * scales :]
-        kind, _, targets, tiou = SAMPLES["assign"].function(anchors, *truths)
+        kind, _, targets, tiou = SAMPLES[name].function(anchors, *truths, *SAMPLES[name].arguments[4:])
         return SAMPLES["proposal_loss"].function(offsets, overlaps, anchors, kind, targets, tiou)
 
-    assert_only_launches(3, step, *leaves, *SAMPLES["assign"].arguments[:4])
+    assert_only_launches(3, step, *leaves, *SAMPLES[name].arguments[:4])
 
 
 @pytest.mark.usefixtures("pretended_gpu")
