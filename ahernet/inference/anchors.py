@@ -33,10 +33,11 @@ class AnchorStep(Step):
         """Localize in B videos; arguments as `Step` says."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         logits = class_logits(maps, self.class_weights)
-        segments, scores, labels = self._scored(Outputs(logits, *self.heads(maps)))
+        segments, scores, labels = self.scored(Outputs(logits, *self.heads(maps)))
         return Found(*suppress(segments, scores, labels, self.config), finite)
 
-    def _scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    def scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return segments, scores and labels of all anchors."""
         segments, scores, labels = kernels.decode(
             outputs.logits,
             outputs.offsets,

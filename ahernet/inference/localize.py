@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from ahernet.device import choose_device
 from ahernet.errors import UserError
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
+from ahernet.inference.graphs import CapturedStep
 from ahernet.inference.snippets import SnippetStep
 from ahernet.inference.step import Found, Step
 from ahernet.model.localizer import Localizer
@@ -114,11 +115,8 @@ def _localize_batches(
 ) -> list[_Columns]:
     def read(first: int) -> tuple[Tensor, Tensor]:
         rows, offsets = archive.read(positions[first : first + batch_size].tolist())
-        tensors = torch.from_numpy(rows), torch.from_numpy(offsets)
-        if device.type == "cpu":
-            return tensors
-        rows_there, offsets_there = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-        return rows_there, offsets_there
+        pinned = torch.from_numpy(rows) if device.type == "cpu" else torch.from_numpy(rows).pin_memory()
+        return pinned, torch.from_numpy(offsets)
 
     parts = []
     with (
@@ -126,8 +124,7 @@ def _localize_batches(
         read_ahead(read, range(0, len(positions), batch_size)) as batches,
         tqdm(total=len(positions), desc="localize", unit="videos", smoothing=0, disable=not progress) as bar,
     ):
-        for first, (rows, offsets) in batches:
-            found = Found(*(tensor.cpu() for tensor in step(rows, offsets)))
+        for first, found in _found(step, batches, min(batch_size, len(positions)), device):
             here = positions[first : first + batch_size]
             broken = [archive.ids[position] for position in here[~found.finite.numpy()]]
             if broken:
@@ -135,6 +132,15 @@ def _localize_batches(
             parts.append(_pack(found, first, durations[first : first + batch_size]))
             bar.update(len(here))
     return parts
+
+
+def _found(
+    step: Step, batches: Iterable[tuple[int, tuple[Tensor, Tensor]]], batch_size: int, device: torch.device
+) -> Iterator[tuple[int, Found]]:
+    """Run the step on every batch: as it is on a CPU, as a CUDA graph on a GPU."""
+    if device.type == "cpu":
+        return ((first, step(rows, offsets)) for first, (rows, offsets) in batches)
+    return CapturedStep(step, batch_size, device).localize(batches)
 
 
 def _pack(found: Found, first: int, durations: NDArray[np.float64]) -> _Columns:

@@ -6,11 +6,11 @@ import kernel_samples
 import pytest
 import torch
 import triton
+from pretended_gpu import CompileOnlyDriver
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from triton.backends.compiler import GPUTarget
 
 SAMPLES = kernel_samples.samples()
 OPS = {name: getattr(torch.ops.ahernet_kernels, sample.function.__name__).default for name, sample in SAMPLES.items()}
@@ -148,22 +148,6 @@ def test_an_exported_program_keeps_the_op_as_one_node_and_survives_saving(name):
     torch.export.save(program, buffer)
     buffer.seek(0)
     assert_same(torch.export.load(buffer).module()(*tensors), sample.function(*sample.arguments))
-
-
-class CompileOnlyDriver:
-    """As much of a Triton driver as tracing needs; there is no GPU behind it."""
-
-    @staticmethod
-    def get_current_target():
-        return GPUTarget("cuda", 90, 32)
-
-    @staticmethod
-    def get_current_device():
-        return 0
-
-    @staticmethod
-    def get_active_torch_device():
-        return torch.device("cuda", 0)
 
 
 @pytest.fixture
