@@ -28,6 +28,7 @@ class MomentSet:
         labels: (M,) int64.
         unlabelled: moments of the archive that have no label and are left out.
         without_features: labelled ids that the archive lacks.
+        without_moments: classes of these ids that no other moment has, so that nothing is learnt of them.
     """
 
     archive: FeatureArchive
@@ -36,6 +37,7 @@ class MomentSet:
     labels: NDArray[np.int64]
     unlabelled: int
     without_features: tuple[str, ...]
+    without_moments: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -55,6 +57,10 @@ class MomentSet:
         if self.without_features:
             parts.append(
                 f"left out {len(self.without_features):,} labels without features, as {self.without_features[0]}"
+            )
+        if self.without_moments:
+            parts.append(
+                f"left out {len(self.without_moments):,} classes without a moment, as {self.without_moments[0]}"
             )
         if self.unlabelled:
             parts.append(f"left out {self.unlabelled:,} moments without a label")
@@ -98,4 +104,5 @@ def build_moment_set(archive: FeatureArchive, labels: Mapping[str, str]) -> Mome
         np.array([number[labels[moment]] for moment in places], np.int64),
         unlabelled=len(archive) - len(places),
         without_features=tuple(moment for moment in labels if moment not in places),
+        without_moments=tuple(sorted(set(labels.values()) - set(names))),
     )

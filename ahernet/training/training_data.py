@@ -63,13 +63,14 @@ def build_training_data(
     """Bring together what `ahernet.training.trainer.train` is given.
 
     Raises:
-        UserError: nothing to train on, moments without labels or of another dimension, or moments that the method has
-            no use for or misses.
+        UserError: nothing to train on, moments without labels, labels without moments, moments of another dimension, or
+            moments that the method has no use for or misses.
     """
     untrimmed = build_training_set(archive, annotations, classes)
     if method.moments == "none":
-        if moments is not None:
-            raise UserError("method.moments: none, but moments are given; choose a run that learns from them")
+        if moments is not None or moment_labels is not None:
+            given = "labels of moments" if moments is None else "moments"
+            raise UserError(f"method.moments: none, but {given} are given; choose a run that learns from them")
         return TrainingData(untrimmed, None, untrimmed.classes)
     if moments is None or moment_labels is None:
         raise UserError(f"method.moments: {method.moments}, but no moments with labels are given")

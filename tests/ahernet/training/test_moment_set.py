@@ -48,12 +48,14 @@ def test_what_is_left_out_is_counted_and_said(archive):
     moments = build_moment_set(archive, {**LABELS, "y": "swim", "z": "run"})
     assert moments.without_features == ("y", "z")
     assert moments.unlabelled == 1
-    assert moments.classes == ("fall", "run")  # no moment of "swim" can be read
+    assert moments.classes == ("fall", "run")
+    assert moments.without_moments == ("swim",)
     text = moments.describe()
     assert "\n" not in text
     for words in (
         "learns from 3 moments of 2 classes",
         "left out 2 labels without features, as y",
+        "left out 1 classes without a moment, as swim",
         "left out 1 moments without a label",
     ):
         assert words in text

@@ -55,6 +55,11 @@ def test_moments_that_the_run_has_no_use_for_are_refused(world):
         _build(world, "aher*")
 
 
+def test_labels_of_moments_without_moments_are_refused(world):
+    with pytest.raises(UserError, match=r"^method\.moments: none, but labels of moments are given"):
+        _build(world, "aher*", moments=None)
+
+
 @pytest.mark.parametrize("method", ["aher0", "aher-", "aherM", "aherA-", "aher"])
 @pytest.mark.parametrize("missing", [{"moments": None}, {"moment_labels": None}])
 def test_missing_moments_or_labels_are_named(world, method, missing):
