@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import ahernet_kernels as kernels
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -638,6 +639,44 @@ def test_real_background_surrounds_moments_where_that_is_their_context(world):
     terms = setting.losses()["synthetic"].terms
     for term in ("classification", "offset", "overlap"):
         _close(terms[f"synthetic_{term}"], getattr(losses, term))
+
+
+@pytest.mark.parametrize(
+    ("present", "source"), [([True, False, True, False], [0, 2, 2, 2]), ([False, False, False, True], [3, 3, 3, 3])]
+)
+def test_a_video_without_background_lends_it_from_another(world, present, source):
+    setting = _surrounded(world, present)
+    around = setting.batch.surroundings
+    rows = around.after.tensor_split(around.after_offsets[1:-1])
+    lent = around._replace(
+        after=torch.cat([rows[b] for b in source]),
+        after_offsets=torch.tensor([0, *np.cumsum([len(rows[b]) for b in source])]),
+        has_after=torch.ones(BATCH, dtype=torch.bool),
+    )
+    terms, expected = (_synthetic_terms(setting, one) for one in (around, lent))
+    for term, value in expected.items():
+        _close(terms[term], value)
+
+
+def test_without_background_in_any_video_there_is_nothing_around_moments(world):
+    setting = _surrounded(world, [False] * BATCH)
+    around = setting.batch.surroundings
+    nothing = around._replace(before=torch.zeros_like(around.before), after=torch.zeros_like(around.after))
+    terms, expected = (_synthetic_terms(setting, one) for one in (around, nothing))
+    for term, value in expected.items():
+        _close(terms[term], value)
+
+
+def _synthetic_terms(setting, surroundings):
+    batch = setting.batch._replace(surroundings=surroundings)
+    return setting.losses(batch=batch)["synthetic"].terms
+
+
+def _surrounded(world, has_after):
+    """Moments in real background, which some videos have after their segment and none before it."""
+    setting = _setting(world, "aherB", method={"minimum_share": 0.3})
+    has = {"has_before": torch.zeros(BATCH, dtype=torch.bool), "has_after": torch.tensor(has_after)}
+    return setting._replace(batch=setting.batch._replace(surroundings=setting.batch.surroundings._replace(**has)))
 
 
 @pytest.mark.parametrize("run", ["aher", "aherR"])
