@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ahernet.checkpoint import Checkpoint
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import choose_device
+from ahernet.device import choose_device, launches_on
 from ahernet.errors import UserError
 from ahernet.inference.step import is_finite
 from ahernet.model.anchors import scale_channels
@@ -111,6 +111,7 @@ def _moment_features(checkpoint: Checkpoint, moments: FeatureArchive, device: st
 
     parts = []
     with (
+        launches_on(where),
         read_ahead(read, range(0, len(moments), size)) as batches,
         tqdm(total=len(moments), desc="add class", unit="moments", smoothing=0, disable=not progress) as bar,
     ):

@@ -185,6 +185,15 @@ class MethodConfig(_Section):
             raise UserError("method.moments: expected classified or localized where method.untrimmed is none")
         if self.context != "none" and self.untrimmed == "none":
             raise UserError(f"method.context: {self.context} needs untrimmed videos, and method.untrimmed is none")
+        if self.untrimmed == "proposals" and self.moments == "localized":
+            raise UserError(
+                "method.moments: localized needs the weight transfer, which method.untrimmed proposals does not learn; "
+                "expected classified here, or transfer there"
+            )
+        if self.context != "none" and self.moments != "localized":
+            raise UserError(
+                f"method.context: {self.context} is for moments that are localized, method.moments is {self.moments}"
+            )
         if self.context == "pretrained" and not self.context_iterations:
             raise UserError("method.context_iterations: expected at least 1 where method.context is pretrained, got 0")
 
@@ -256,13 +265,15 @@ class TrainingConfig(_Section):
         adversarial_rate: factor on the learning rate of generators and discriminators in the main iterations.
         decay_every: iterations between two decays of the learning rate.
         decay_factor: factor of one decay.
-        gradient_clip: largest norm of the whole gradient; 0 leaves gradients as they are.
+        gradient_clip: largest norm of the gradient of each network, that is of the localizer, the generators and the
+            discriminators; 0 leaves gradients as they are.
         seed: of the initial weights and of the order of the videos.
         checkpoint_every: iterations between two checkpoints.
         precision: of the forward pass; "bfloat16" uses autocast and keeps float32 weights.
         average: weight of the past in a running mean of the parameters, which the checkpoint then holds; 0 keeps
-            the last parameters.
-        deterministic: use only algorithms that repeat bit for bit; on a CPU all do.
+            the last parameters. The mean is of what the iterations leave, without the initial parameters.
+        deterministic: use only algorithms that repeat bit for bit; on a CPU all do. For a GPU the environment variable
+            CUBLAS_WORKSPACE_CONFIG is set to :4096:8, unless the process has used the GPU before.
         cpu_threads: threads that share each operation on a CPU; 0 leaves it to torch.
     """
 

@@ -34,6 +34,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
+def launches_on(device: torch.device) -> Iterator[None]:
+    """Make `device` the one that kernels are launched on, wherever their tensors are."""
+    if device.type == "cpu":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+@contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """Let `count` threads share each operation on the CPU; 0 leaves it to torch."""
     before = torch.get_num_threads()

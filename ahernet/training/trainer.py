@@ -4,6 +4,7 @@ A run is a folder: the checkpoint, the training state to go on from, the loss lo
 a pure function of the seed and k, and nothing else is random, so a resumed run repeats an uninterrupted one.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ from ahernet.checkpoint import save_checkpoint
 from ahernet.config import Config, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import choose_device, cpu_threads
+from ahernet.device import choose_device, cpu_threads, launches_on
 from ahernet.errors import UserError
 from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
@@ -34,6 +35,9 @@ from ahernet.training.training_state import Run, save_state, set_learning_rates,
 
 # Losses stay on the device for this many iterations: reading them waits for it.
 LOG_EVERY = 10
+# Where cuBLAS looks for its workspace when it starts, and the sizes with which it repeats its results.
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+REPEATABLE_WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def train(
     Raises:
         UserError: nothing to train on; moments that the settings have no use for, or the other way round; features
             of another dimension than the settings say; `out_folder` holds a run and `resume` is not given, a run of
-            other settings or data, or one that is being written; a loss that is not finite; a full disk.
+            other settings or data, or one that is being written; a loss that is not finite; a full disk;
+            `training.deterministic` on a GPU that this process has used without before.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     began = time.monotonic()
@@ -104,7 +109,8 @@ def train(
     with (
         claim_folder(out_folder),
         cpu_threads(config.training.cpu_threads),
-        _deterministic_algorithms(config.training.deterministic),
+        launches_on(where),
+        _deterministic_algorithms(config.training.deterministic, where),
     ):
         run = start_or_resume(out_folder, config, data, where, resume)
         _iterate(run, data, out_folder, where, progress)
@@ -184,8 +190,8 @@ def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, tor
         for network in run.networks.children():
             nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
     run.optimizer.step()
-    run.update_average()
     run.iteration = iteration + 1
+    run.update_average()
     terms = {name: term.detach() for step in steps.values() for name, term in step.terms.items()}
     return {"total": torch.stack([step.loss.detach() for step in steps.values()]).sum(), **terms}
 
@@ -209,23 +215,27 @@ def _not_finite(iteration: int, losses: dict[str, float], config: Config, data: 
     named = ", ".join(f"{term} {value}" for term, value in losses.items())
     what = f"loss not finite at iteration {iteration + 1} ({named})"
     ids: list[str] = []
+    archives: list[str] = []
     for part, source in ((batch.untrimmed, data.untrimmed), (batch.moments, data.moments)):
         if part is None or source is None:
             continue
+        archives.append(str(source.archive.path))
         whole = torch.stack([rows.isfinite().all() for rows in part.rows.tensor_split(part.offsets[1:-1])])
         broken = dict.fromkeys(name for name, good in zip(part.video_ids, whole.tolist(), strict=True) if not good)
         if broken:
             return f"{source.archive.path}: {what}: features that are not finite in {', '.join(map(repr, broken))}"
         ids += part.video_ids
     return (
-        f"{data.untrimmed.archive.path}: {what}: videos {', '.join(map(repr, ids))}; "
+        f"{', '.join(archives)}: {what}: videos {', '.join(map(repr, ids))}; "
         f"a smaller training.learning_rate or a training.gradient_clip may help"
     )
 
 
 @contextmanager
-def _deterministic_algorithms(wanted: bool) -> Iterator[None]:
+def _deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[None]:
     """Let torch use deterministic algorithms only, if wanted; on a CPU it does so anyway."""
+    if wanted and device.type == "cuda":
+        _settle_workspace()
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -236,6 +246,23 @@ def _deterministic_algorithms(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _settle_workspace() -> None:
+    """Give cuBLAS a workspace with which it repeats its results: for as long as the process lives.
+
+    Raises:
+        UserError: it may have started already with another one.
+    """
+    given = os.environ.get(WORKSPACE)
+    if given in REPEATABLE_WORKSPACES:
+        return
+    if given is not None or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise UserError(
+            f"training.deterministic: the program has used a GPU already, or {WORKSPACE} is set to another value "
+            f"({given}); set this environment variable to {REPEATABLE_WORKSPACES[0]} before the program starts"
+        )
+    os.environ[WORKSPACE] = REPEATABLE_WORKSPACES[0]
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Run:
         config: settings, fixed.
         rows: which of the network's classes untrimmed videos and moments have, fixed.
         networks: that are trained.
-        average: running mean of the localizer's parameters over the iterations, if the settings ask for it.
+        average: weighted mean of the localizer's parameters after all iterations, if the settings ask for it.
         optimizer: of all networks.
         iteration: how many iterations the networks have seen.
     """
@@ -49,10 +49,15 @@ class Run:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average, if there is one, towards the parameters."""
+        """Take the parameters that the iteration at hand has left into the average, if there is one.
+
+        Those of k iterations ago weigh `training.average` to the k, and all together 1: the initial parameters, which
+        no iteration has left, have no part in it.
+        """
         if self.average is None:
             return
-        weight, localizer = 1 - self.config.training.average, self.networks.localizer
+        past, localizer = self.config.training.average, self.networks.localizer
+        weight = (1 - past) / (1 - past**self.iteration)
         torch._foreach_lerp_(list(self.average.parameters()), list(localizer.parameters()), weight)
         torch._foreach_copy_(list(self.average.buffers()), list(localizer.buffers()))
 

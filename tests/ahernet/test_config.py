@@ -75,6 +75,25 @@ def test_an_empty_dictionary_is_the_paper_preset():
             {"assignment": {"background_threshold": 0.9}},
             ["assignment.background_threshold: expected at most assignment.foreground_threshold (0.8)", "0.9"],
         ),
+        ({"method": {"minimum_share": 0.99}}, ["method.minimum_share: expected at most method.maximum_share (0.95)"]),
+        ({"method": {"untrimmed": "none"}}, ["method.moments: expected classified or localized"]),
+        (
+            {"method": {"untrimmed": "none", "moments": "localized", "context": "background"}},
+            ["method.context: background needs untrimmed videos"],
+        ),
+        (
+            {"method": {"untrimmed": "proposals", "moments": "localized"}},
+            ["method.moments: localized needs the weight transfer", "method.untrimmed proposals"],
+        ),
+        *(
+            ({"method": {"context": context, "moments": moments}}, [f"method.context: {context} is for", moments])
+            for context in ("background", "pretrained", "adversarial")
+            for moments in ("none", "classified")
+        ),
+        (
+            {"method": {"moments": "localized", "context": "pretrained", "context_iterations": 0}},
+            ["method.context_iterations: expected at least 1"],
+        ),
         ({"model": {"transfer_layers": 4}}, ["model.transfer_layers: expected an integer", "at most 3, got 4"]),
         ({"model": {"transfer_activation": "Elu"}}, ["one of none, relu, leaky_relu, elu", "did you mean elu?"]),
         (

@@ -164,26 +164,3 @@ def test_only_labelled_moments_are_read(world, tmp_path, monkeypatch):
     monkeypatch.setattr(type(world.moments), "read", watched_read)
     train_in(world, tmp_path, small_config("aher", training={"iterations": 4}))
     assert {world.moments.ids[position] for position in positions} == set(world.novel_labels)
-
-
-# --- on a GPU ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("run", RUNS)
-def test_every_run_trains_on_a_gpu(world, tmp_path, run):
-    config = small_config(run, method={"pretrain_iterations": 1, "context_iterations": 1}, training={"iterations": 3})
-    for device in ("cpu", "cuda"):
-        train_in(world, tmp_path / device, config, device=device)
-    logs = [read_loss_log(tmp_path / device / "losses.jsonl") for device in ("cpu", "cuda")]
-    for one, other in zip(*logs, strict=True):
-        assert one == pytest.approx(other, rel=0.02, abs=1e-3)
-
-
-@pytest.mark.gpu
-def test_deterministic_training_repeats_itself_on_a_gpu(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    config = small_config("aher", **PHASES | {"training": {"iterations": 4, "deterministic": True}})
-    for name in ("one", "other"):
-        train_in(world, tmp_path / name, config, device="cuda")
-    assert same_states(tmp_path / "one", tmp_path / "other")

@@ -216,11 +216,9 @@ def test_the_learning_rate_decays_in_the_main_iterations_only():
 
 
 def test_the_checkpoint_holds_the_average_of_the_parameters(world, tmp_path):
-    """p' = w p' + (1 - w) p after every iteration, from the initial parameters."""
+    """Of what every iteration leaves, weighted by w^k after k more; the initial parameters have no part in it."""
     weight = 0.7
     config = small_config("aher", **PHASES | {"training": {"iterations": 2}})
-    run, _ = _state(world, tmp_path / "initial", config)
-    expected = {name: parameter.detach().clone() for name, parameter in run.networks.localizer.named_parameters()}
     seen = []
     step = trainer._iteration
     with pytest.MonkeyPatch.context() as patched:
@@ -233,11 +231,10 @@ def test_the_checkpoint_holds_the_average_of_the_parameters(world, tmp_path):
         patched.setattr(trainer, "_iteration", watched)
         averaged = dataclasses.replace(config, training=dataclasses.replace(config.training, average=weight))
         train_in(world, tmp_path / "averaged", averaged)
-    for parameters in seen:
-        expected = {name: weight * x + (1 - weight) * parameters[name] for name, x in expected.items()}
-    found = dict(load_checkpoint(tmp_path / "averaged").model.named_parameters())
-    for name, parameter in expected.items():
-        torch.testing.assert_close(found[name], parameter)
+    weights = [weight**k for k in reversed(range(len(seen)))]
+    for name, found in load_checkpoint(tmp_path / "averaged").model.named_parameters():
+        summed = sum(w * parameters[name] for w, parameters in zip(weights, seen, strict=True))
+        torch.testing.assert_close(found, summed / sum(weights))
     # The network that is trained is not the average.
     train_in(world, tmp_path / "plain", config)
     states = [torch.load(tmp_path / name / "training_state.pt", weights_only=True) for name in ("averaged", "plain")]
@@ -288,6 +285,41 @@ def test_deterministic_training_gives_the_same_networks(world, tmp_path):
             small_config("aher", **PHASES | {"training": {"iterations": 4, "deterministic": True}}),
         )
     assert same_states(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.usefixtures("torch_flags")
+@pytest.mark.parametrize("given", [None, ":4096:8", ":16:8"])
+def test_cublas_gets_a_workspace_with_which_it_repeats_its_results(monkeypatch, given):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: given is not None)
+    _set_workspace(monkeypatch, given)
+    with trainer._deterministic_algorithms(True, torch.device("cuda")):
+        assert os.environ[trainer.WORKSPACE] == (given or ":4096:8")
+
+
+@pytest.mark.parametrize(("given", "started"), [(None, True), (":4096:2:16:8", False)])
+def test_a_gpu_that_cannot_repeat_its_results_any_more_is_refused(monkeypatch, given, started):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    _set_workspace(monkeypatch, given)
+    with (
+        pytest.raises(UserError, match=r"^training\.deterministic: .*CUBLAS_WORKSPACE_CONFIG .* to :4096:8 before"),
+        trainer._deterministic_algorithms(True, torch.device("cuda")),
+    ):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ.get(trainer.WORKSPACE) == given
+
+
+@pytest.mark.parametrize(("wanted", "device"), [(False, "cuda"), (True, "cpu")])
+def test_the_environment_stays_as_it_is_where_cublas_does_not_matter(monkeypatch, wanted, device):
+    _set_workspace(monkeypatch, None)
+    with trainer._deterministic_algorithms(wanted, torch.device(device)):
+        assert trainer.WORKSPACE not in os.environ
+
+
+def _set_workspace(monkeypatch, given):
+    monkeypatch.setenv(trainer.WORKSPACE, given or "")  # so that it is restored afterwards
+    if given is None:
+        monkeypatch.delenv(trainer.WORKSPACE)
 
 
 # --- runs as files ----------------------------------------------------------------------------------------------
@@ -484,6 +516,19 @@ def test_a_loss_that_is_not_finite_names_iteration_and_videos(world, tmp_path):
         UserError, match=r"loss not finite at iteration \d+ \(total .*\): videos 'v\d', 'v\d', 'v\d', 'v\d';"
     ):
         train_in(world, tmp_path, config)
+
+
+def test_a_loss_that_is_not_finite_names_the_archives_that_were_read(world, tmp_path, monkeypatch):
+    losses = step_losses
+
+    def broken(*arguments):
+        return {name: step._replace(loss=step.loss * torch.nan) for name, step in losses(*arguments).items()}
+
+    monkeypatch.setattr(trainer, "step_losses", broken)
+    untrimmed, moments = world.archive.path, world.moments.path
+    for run, archives in (("aherM", f"{moments}"), ("aher*", f"{untrimmed}"), ("aher-", f"{untrimmed}, {moments}")):
+        with pytest.raises(UserError, match=rf"^{archives}: loss not finite at iteration 1 "):
+            train_in(world, tmp_path / run.strip("*"), _config(run, iterations=1))
 
 
 def test_another_feature_dimension_is_refused(world, tmp_path):
