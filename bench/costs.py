@@ -79,8 +79,9 @@ def soft_nms(arguments: tuple[Any, ...], result: Any) -> Cost:
     return Cost(_moved(arguments, result), (PAIR_OPERATIONS + 3) * picks * arguments[1].shape[1])
 
 
-def resample(arguments: tuple[Any, ...], result: Tensor) -> Cost:
-    videos, steps, dimension = result.shape
+def resample(arguments: tuple[Any, ...], result: Any) -> Cost:
+    """Of `resample_checked` too, which has a second result."""
+    videos, steps, dimension = (result if isinstance(result, Tensor) else result[0]).shape
     return Cost(_moved(arguments, result), 2 * (len(arguments[0]) + 2 * videos * steps) * dimension)
 
 
@@ -93,12 +94,34 @@ def pairwise_tiou(arguments: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(_moved(arguments, result), PAIR_OPERATIONS * result.numel())
 
 
+def proposal_loss(arguments: tuple[Any, ...], result: Any) -> Cost:
+    """Forward and backward."""
+    return Cost(_moved(arguments, result), 3 * ANCHOR_OPERATIONS * arguments[3].numel())
+
+
+def classify(arguments: tuple[Any, ...], result: Any) -> Cost:
+    features, weights, _ = arguments
+    classes, cells = weights[0].shape[0], result[0].numel()
+    products = sum(2 * classes * x.numel() for x in features)
+    return Cost(_moved(arguments, result), LOGIT_OPERATIONS * classes * cells, products)
+
+
+def pick(arguments: tuple[Any, ...], result: Any) -> Cost:
+    """Only rows that are picked need be read."""
+    segments, scores, labels, index = arguments
+    row = 2 * segments.element_size() + scores.element_size() + labels.element_size()
+    return Cost(tensor_bytes(index) + int((index >= 0).sum()) * row + tensor_bytes(result))
+
+
 COSTS: dict[str, Callable[[tuple[Any, ...], Any], Cost]] = {
     "assign": match,
+    "classify": classify,
     "decode": decode,
     "match": match,
     "nms": nms,
     "pairwise_tiou": pairwise_tiou,
+    "pick": pick,
+    "proposal_loss": proposal_loss,
     "resample": resample,
     "resample backward": resample_backward,
     "soft_nms": soft_nms,

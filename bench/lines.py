@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from bench import cases
 from bench.costs import COSTS, Cost
-from bench.peers import assignment, decoding, pairs, resampling, suppression
+from bench.peers import assignment, classification, decoding, loss, pairs, resampling, suppression
+from bench.peers.localization import rows_by_gather
 
 CANDIDATE_CLASSES = 200
 CHECKED_VIDEOS = 64
@@ -48,6 +49,7 @@ class Sizes:
     sweep_candidates: tuple[int, ...] = (128, 512, 1024)
     sweep_ground_truths: tuple[int, ...] = (1, 5, 100)
     sweep_classes: tuple[int, ...] = (20, 200, 2000)
+    many_classes: int = 5000
 
 
 def whole(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -55,10 +57,10 @@ def whole(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def first_videos(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first videos of every batched tensor of rank 2 or 3; anchors (A, 2) have no videos."""
+    """The first videos of every batched tensor of rank 2 or more; anchors (A, 2) have no videos."""
 
     def cut(leaf: Any) -> Any:
-        is_batched = isinstance(leaf, Tensor) and leaf.shape != (cases.ANCHORS, 2)
+        is_batched = isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.shape != (cases.ANCHORS, 2)
         return leaf[:CHECKED_VIDEOS] if is_batched else leaf
 
     return tree_map(cut, arguments)
@@ -217,6 +219,59 @@ def soft_nms_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         yield Line("soft_nms", case, arguments, call, first_videos, CLOSE, peers, required=0.995)
 
 
+def pick_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    arguments = scored(device, sizes.batch, cases.ANCHORS)
+    index, _ = kernels.nms(*arguments, tiou_threshold=0.9, max_output=sizes.outputs)
+    case = f"B={sizes.batch} N={cases.ANCHORS} best {sizes.outputs}"
+    peers = {"eager torch": rows_by_gather, **compiled(rows_by_gather, device)}
+    yield Line("pick", case, (*arguments, index), kernels.pick, peers=peers)
+
+
+def loss_and_gradients(function: Call) -> Call:
+    """The call of a loss and of its gradient, of sums over all anchors, so that errors of gradients can be seen."""
+
+    def run(offsets: list[Tensor], overlaps: list[Tensor], *others: Tensor) -> tuple[Tensor, ...]:
+        *constants, weight = others
+        leaves = [[x.detach().requires_grad_() for x in per_scale] for per_scale in (offsets, overlaps)]
+        losses = function(*leaves, *constants)
+        return *losses, *torch.autograd.grad(losses, [*leaves[0], *leaves[1]], [weight, weight])
+
+    return run
+
+
+def proposal_loss_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    peers = {"eager torch": loss.proposal_loss, **compiled(loss.proposal_loss, device)}
+    for videos in (sizes.batch, sizes.small_batch):
+        _, offsets, overlaps = cases.network_outputs(videos, 1, torch.bfloat16, device)
+        anchors, *others = truths(device, videos, sizes.most_ground_truths)
+        assigned = kernels.assign(anchors, *others, force_match=True)
+        weight = torch.tensor(float(videos * cases.ANCHORS), device=device)
+        yield Line(
+            "proposal_loss",
+            f"B={videos} bf16, forward and backward",
+            (offsets, overlaps, anchors, assigned.kind, assigned.targets, assigned.tiou, weight),
+            loss_and_gradients(kernels.proposal_loss),
+            first_videos,
+            tolerance=1e-2,  # two units in the last place of bf16 gradients
+            peers={name: loss_and_gradients(peer) for name, peer in peers.items()},
+            uncapturable={"eager torch, selected": loss_and_gradients(loss.proposal_loss_selected)},
+        )
+
+
+def classify_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    def first_features(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return [x[:2] for x in arguments[0]], *arguments[1:]
+
+    for videos, classes in ((sizes.small_batch, n) for n in (*sizes.sweep_classes[1:], sizes.many_classes)):
+        peers = {"eager torch": classification.classify, **compiled(classification.classify, device)}
+        arguments = cases.classifier(videos, classes, torch.bfloat16, device)
+        case = f"B={videos} C={classes} bf16"
+        # Of two logits that are nearly equal, sums in another order may make the other one the larger.
+        yield Line(
+            "classify", case, arguments, kernels.classify, first_features, 1e-2, peers, required=0.99, value=classes
+        )
+
+
 def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     shape = (sizes.resampled_videos, sizes.mean_rows, sizes.dimension)
     checked_videos = min(8, sizes.resampled_videos)
@@ -233,6 +288,10 @@ def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         uncapturable = {"torch, dense product a video": peer} if dtype == torch.float32 else {}
         arguments = (features, offsets)
         yield Line("resample", case, arguments, call, first_sequences, CLOSE, uncapturable=uncapturable)
+    features, offsets = cases.sequences(*shape, torch.float16, device)
+    checked = functools.partial(kernels.resample_checked, steps=sizes.steps, dtype=torch.bfloat16)
+    case = f"B={shape[0]} L~{shape[1]} D={shape[2]} fp16 to bf16, checked"
+    yield Line("resample", case, (features, offsets), checked, first_sequences, 1e-2)
     gradient = torch.randn((shape[0], sizes.steps, shape[2]), device=device)
 
     def backward(gradient: Tensor, offsets: Tensor, rows: int) -> Tensor:
@@ -299,6 +358,9 @@ GROUPS: dict[str, Callable[[str, Sizes], Iterator[Line]]] = {
     "nms_large": long_nms_lines,
     "resample": resample_lines,
     "training": training_lines,
+    "proposal_loss": proposal_loss_lines,
+    "classify": classify_lines,
+    "pick": pick_lines,
     "soft_nms": soft_nms_lines,
     "pairwise_tiou": pairwise_lines,
     "nms_sweep": nms_sweep,

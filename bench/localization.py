@@ -41,37 +41,40 @@ class Localization:
     ) -> None:
         self.model = paper_model(width)
         self.config = InferenceConfig(precision=precision, top_k=100, nms_threshold=0.9)
-        self.step = AnchorStep(localizer(self.model, classes, device), self.config)
+        self.network = localizer(self.model, classes, device).requires_grad_(False)
+        self.step = AnchorStep(self.network, self.config)
         self.videos = videos
         self.arguments = cases.sequences(videos, mean_rows, self.model.feature_dimension, torch.float16, device)
 
-    @torch.no_grad()
     def call(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         """From rows to detections."""
         return tuple(self.step(rows, offsets))
 
-    @torch.no_grad()
     def peer(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         """The same network; resampled, decoded and suppressed in the forms that are common elsewhere."""
         return detections(self.step, rows, offsets)
 
     def parts(self) -> dict[str, Callable[[], Any]]:
-        """What the call does before anything is decoded: its time less theirs is that of all that follows."""
-        sequence = kernels.resample(*self.arguments, self.model.steps)
+        """What the call does before anything is decoded: its time less theirs is that of all that follows.
 
-        @torch.no_grad()
-        def resampling() -> Tensor:
-            return kernels.resample(*self.arguments, self.model.steps)
-
-        @torch.no_grad()
-        def backbone() -> list[Tensor]:
-            return self.step.feature_maps(sequence)
+        And the backbone in other forms, to know what its own is worth.
+        """
+        sequence, _ = kernels.resample_checked(*self.arguments, self.model.steps, self.step.precision)
+        trained = self.network.backbone.to(self.step.precision)
 
         def benchmarked() -> list[Tensor]:
             with torch.backends.cudnn.flags(benchmark=True):
-                return backbone()
+                return self.step.backbone(sequence)
 
-        return {"resampling": resampling, "backbone": backbone, "backbone, convolutions benchmarked": benchmarked}
+        def resampling() -> tuple[Tensor, Tensor]:
+            return kernels.resample_checked(*self.arguments, self.model.steps, self.step.precision)
+
+        return {
+            "resampling": resampling,
+            "backbone": lambda: self.step.backbone(sequence),
+            "backbone, convolutions benchmarked": benchmarked,
+            "backbone, channels first": lambda: trained(sequence),
+        }
 
     def cost(self, result: Any) -> costs.Cost:
         """Bytes and operations of one call."""

@@ -40,12 +40,12 @@ Times = dict[str, dict[str, Any]]
 
 
 @functools.lru_cache(maxsize=1)
-def lines_of(groups: tuple[str, ...], op: str, device: str, sizes: Sizes) -> list[Line]:
+def lines_of(kernel: str, device: str, sizes: Sizes) -> list[Line]:
     """The lines that a kernel is timed on, the targets first."""
-    found = (line for group in groups for line in GROUPS[group](device, sizes))
-    chosen = []
-    for line in found:
-        if line.op == op and line.axis in SWEPT:
+    tuned, chosen = GRID[kernel], []
+    for line in (line for group in tuned.groups for line in GROUPS[group](device, sizes)):
+        left_out = tuned.but is not None and tuned.but in line.case
+        if line.op == tuned.op and line.axis in SWEPT and tuned.only in line.case and not left_out:
             chosen.append(line)
         if len(chosen) == MOST_LINES:
             break
@@ -65,8 +65,7 @@ def with_settings(kernel: str, settings: Settings, call: Callable[..., Any]) -> 
 def compile_settings(kernel: str, settings: Settings, device: str, sizes: Sizes) -> str | None:
     """Run a kernel once, so that the compiler's cache has it for other processes; return what went wrong."""
     try:
-        tuned = GRID[kernel]
-        for line in lines_of(tuned.groups, tuned.op, device, sizes):
+        for line in lines_of(kernel, device, sizes):
             with_settings(kernel, settings, line.call)(*line.arguments)
         if device == "cuda":
             torch.cuda.synchronize()
@@ -176,7 +175,7 @@ def main(options: argparse.Namespace) -> int:
             continue
         tuned = GRID[kernel]
         try:
-            lines = lines_of(tuned.groups, tuned.op, "cuda", Sizes())
+            lines = lines_of(kernel, "cuda", Sizes())
             by_line = {line.case: timed(kernel, tuned, line, timer) for line in lines}
             best, ratio = winner(tuned, by_line)
         except Exception as error:

@@ -17,13 +17,15 @@ class Tuned:
     op: str
     tried: tuple[Settings, ...]
     attribute: str = "DEFAULTS"
-    key: Any = None
-    """Where the file has several defaults in one dictionary."""
+    only: str = ""
+    """Lines whose case says this."""
+    but: str | None = None
+    """No lines whose case says this."""
 
     def defaults(self) -> Settings:
         """The settings that the file of the kernel has."""
-        found: Any = getattr(importlib.import_module(f"ahernet_kernels.{self.module}"), self.attribute)
-        return dict(found if self.key is None else found[self.key])
+        found: Settings = getattr(importlib.import_module(f"ahernet_kernels.{self.module}"), self.attribute)
+        return dict(found)
 
 
 def every(**choices: tuple[int, ...]) -> tuple[Settings, ...]:
@@ -37,18 +39,17 @@ def tiles(names: str, *rows: tuple[int, ...]) -> tuple[Settings, ...]:
 
 
 GRID: dict[str, Tuned] = {
-    "decode_rows": Tuned(
+    "decode": Tuned(
         "decode",
         ("decode_last",),
         "decode",
         tiles(
             "GROUP BLOCK_CLASSES BLOCK_CELLS num_warps",
-            *((8, classes, cells, 4) for classes, cells in itertools.product((128, 256, 512, 1024), (4, 8, 16))),
-            *((8, 256, cells, 2) for cells in (8, 16)),
+            *((8, classes, cells, 4) for classes, cells in itertools.product((64, 128, 256, 512), (4, 8, 16))),
+            *((8, 64, cells, 2) for cells in (8, 16, 32)),
         ),
-        key=True,
     ),
-    "decode_columns": Tuned(
+    "decode_channels_first": Tuned(
         "decode",
         ("decode",),
         "decode",
@@ -57,10 +58,21 @@ GRID: dict[str, Tuned] = {
             *((group, classes, 16, 4) for group, classes in itertools.product((2, 4, 8), (64, 128, 256, 512))),
             *((4, classes, 32, 4) for classes in (64, 128)),
         ),
-        key=False,
     ),
     "assign": Tuned(
-        "assign", ("assign", "assign_sweep"), "assign", every(BLOCK_A=(64, 128, 256, 512), num_warps=(1, 2, 4))
+        "assign",
+        ("assign", "assign_sweep"),
+        "assign",
+        every(BLOCK_A=(64, 128, 256, 512), num_warps=(1, 2, 4)),
+        but="forced",
+    ),
+    "assign_forced": Tuned(
+        "assign",
+        ("assign",),
+        "assign",
+        tiles("BLOCK_A num_warps", (256, 4), (512, 4), (1024, 4), (1024, 16)),
+        "DEFAULTS_FORCED",
+        only="forced",
     ),
     "match": Tuned("match", ("assign",), "match", every(BLOCK_A=(64, 128, 256, 512), num_warps=(1, 2, 4))),
     "nms": Tuned("nms", ("nms", "nms_sweep"), "nms", every(num_warps=(4, 8, 16))),
@@ -96,8 +108,38 @@ GRID: dict[str, Tuned] = {
         ("resample",),
         "resample backward",
         tiles("BLOCK_ROWS BLOCK_D num_warps", *itertools.product((2, 4, 8), (256, 512, 1024), (4,))),
+        "BACKWARD_DEFAULTS",
+    ),
+    "proposal_loss": Tuned(
+        "proposal_loss",
+        ("proposal_loss",),
+        "proposal_loss",
+        every(BLOCK_CELLS=(16, 32, 64, 128), num_warps=(1, 2, 4)),
+    ),
+    "proposal_loss_backward": Tuned(
+        "proposal_loss",
+        ("proposal_loss",),
+        "proposal_loss",
+        every(BLOCK=(512, 1024, 2048), num_warps=(4, 8)),
         "DEFAULTS_BACKWARD",
     ),
+    "classify": Tuned(
+        "classify",
+        ("classify",),
+        "classify",
+        tiles(
+            "BLOCK_ROWS BLOCK_CLASSES BLOCK_D num_warps num_stages",
+            (128, 128, 64, 8, 4),
+            (128, 128, 64, 4, 3),
+            (128, 128, 32, 8, 4),
+            (128, 256, 64, 8, 3),
+            (64, 256, 64, 8, 3),
+            (64, 128, 64, 4, 4),
+            (256, 128, 64, 8, 3),
+            (64, 64, 64, 4, 4),
+        ),
+    ),
+    "pick": Tuned("pick", ("pick",), "pick", every(BLOCK=(128, 256, 512), num_warps=(2, 4))),
     "pairwise_tiou": Tuned(
         "pairwise_tiou",
         ("pairwise_tiou",),

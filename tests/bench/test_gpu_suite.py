@@ -38,7 +38,7 @@ def record(tmp_path_factory):
 
 def test_every_line_and_peer_runs_and_agrees(record):
     assert not [entry for entry in record["lines"] if "failed" in entry]
-    assert all(entry.get("equal", 1) > 0.999 for entry in record["lines"] if entry["op"] != "localize")
+    assert all(entry.get("equal", 1) > 0.99 for entry in record["lines"] if entry["op"] != "localize")
     assert all(gpu.is_good(entry) for entry in record["lines"])
 
 

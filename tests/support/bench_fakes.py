@@ -22,6 +22,7 @@ TINY = lines.Sizes(
     sweep_candidates=(32, 40),
     sweep_ground_truths=(1, 3),
     sweep_classes=(2, 5),
+    many_classes=9,
 )
 CEILINGS = {
     "copy_bytes_per_second": 3e12,
