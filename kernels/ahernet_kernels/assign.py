@@ -19,10 +19,10 @@ from ahernet_kernels._tiou import (
     load_anchor_as_segment,
     load_segment,
     tiou_of,
-    tiou_of_numpy,
+    unclamped_tiou_numpy,
 )
+from ahernet_kernels._tuning import launch_settings
 from ahernet_kernels.match import (
-    BLOCK_A,
     CPU_BLOCK_ELEMENTS,
     anchors_as_segments_numpy,
     closest_ground_truth,
@@ -33,7 +33,8 @@ FOREGROUND = 1
 BACKGROUND = 0
 IGNORED = -1
 
-BLOCK_BEST = 1024
+DEFAULTS = {"BLOCK_A": 256, "num_warps": 4}
+DEFAULTS_FORCED = {"BLOCK_A": 1024, "num_warps": 16}  # the anchors of a video in one tile: no program repeats a search
 
 
 class Assignment(NamedTuple):
@@ -50,35 +51,32 @@ class Assignment(NamedTuple):
 
 
 @triton.jit
-def best_anchor_kernel(anchors_ptr, gt_segments_ptr, best_ptr, anchors, BLOCK: tl.constexpr):
-    """For one ground truth the anchor with the highest temporal IoU, ties to the lowest; -1 if none overlaps."""
-    row = tl.program_id(0).to(tl.int64)
-    gt_start, gt_end = load_segment(gt_segments_ptr, row, True)
-    best_tiou = 0.0
+def best_anchor(gt_start, gt_end, anchors_ptr, anchors, BLOCK_A: tl.constexpr):
+    """Anchor with the highest temporal IoU, ties to the lowest, and that IoU; -1 and 0 if none overlaps."""
     best = -1
-    for first in range(0, anchors, BLOCK):
-        anchor = first + tl.arange(0, BLOCK)
+    best_tiou = 0.0
+    for tile in range(0, anchors, BLOCK_A):
+        anchor = tile + tl.arange(0, BLOCK_A)
         start, end = load_anchor_as_segment(anchors_ptr, anchor, anchor < anchors)
         intersection, union = intersection_and_union(start, end, gt_start, gt_end)
         tiou, lowest = tl.max(tiou_of(intersection, union), 0, return_indices=True)
         closer = tiou > best_tiou
+        best = tl.where(closer, tile + lowest, best)
         best_tiou = tl.where(closer, tiou, best_tiou)
-        best = tl.where(closer, first + lowest, best)
-    tl.store(best_ptr + row, best)
+    return best, best_tiou
 
 
 @triton.jit
-def forced_ground_truth(anchor, start, end, gt_segments_ptr, best_ptr, first, last):
+def forced_ground_truth(anchor, anchors_ptr, gt_segments_ptr, first, last, anchors, BLOCK_A: tl.constexpr):
     """Row of the ground truth whose best anchor this is, or -1; the higher temporal IoU wins, ties to the lowest."""
-    forced_tiou = tl.zeros_like(start)
-    forced = tl.full(start.shape, -1, tl.int32)
+    forced = tl.full([BLOCK_A], -1, tl.int32)
+    forced_tiou = tl.zeros([BLOCK_A], tl.float32)
     for row in range(first, last):
         gt_start, gt_end = load_segment(gt_segments_ptr, row, True)
-        intersection, union = intersection_and_union(start, end, gt_start, gt_end)
-        tiou = tiou_of(intersection, union)
-        wins = (tl.load(best_ptr + row) == anchor) & (tiou > forced_tiou)
-        forced_tiou = tl.where(wins, tiou, forced_tiou)
+        best, tiou = best_anchor(gt_start, gt_end, anchors_ptr, anchors, BLOCK_A)
+        wins = (anchor == best) & (tiou > forced_tiou)
         forced = tl.where(wins, row, forced)
+        forced_tiou = tl.where(wins, tiou, forced_tiou)
     return forced, forced_tiou
 
 
@@ -88,7 +86,6 @@ def assign_kernel(
     gt_segments_ptr,
     gt_labels_ptr,
     gt_offsets_ptr,
-    best_ptr,
     kind_ptr,
     labels_ptr,
     targets_ptr,
@@ -106,19 +103,21 @@ def assign_kernel(
     start, end = load_anchor_as_segment(anchors_ptr, anchor, mask)
     first = tl.load(gt_offsets_ptr + video).to(tl.int32)
     last = tl.load(gt_offsets_ptr + video + 1).to(tl.int32)
-    index, tiou, intersection, union = closest_ground_truth(start, end, gt_segments_ptr, first, last)
+    index, tiou = closest_ground_truth(start, end, gt_segments_ptr, first, last)
+    matched = mask & (index >= 0)
+    gt_start, gt_end = load_segment(gt_segments_ptr, index.to(tl.int64), matched)
+    intersection, union = intersection_and_union(start, end, gt_start, gt_end)
+    union = tl.where(matched, union, 1.0)
     foreground = intersection > FOREGROUND_THRESHOLD * union
     background = intersection < BACKGROUND_THRESHOLD * union
     if FORCE_MATCH:
-        forced, forced_tiou = forced_ground_truth(anchor, start, end, gt_segments_ptr, best_ptr, first, last)
+        forced, forced_tiou = forced_ground_truth(anchor, anchors_ptr, gt_segments_ptr, first, last, anchors, BLOCK_A)
         is_forced = forced >= 0
         index = tl.where(is_forced, forced, index)
         tiou = tl.where(is_forced, forced_tiou, tiou)
         foreground = foreground | is_forced
-    matched = mask & (index >= 0)
-    row = index.to(tl.int64)
-    gt_start, gt_end = load_segment(gt_segments_ptr, row, matched)
-    label = tl.load(gt_labels_ptr + row, mask=matched, other=-1)
+        gt_start, gt_end = load_segment(gt_segments_ptr, index.to(tl.int64), matched)
+    label = tl.load(gt_labels_ptr + index.to(tl.int64), mask=matched, other=-1)
     at = video * anchors + anchor
     kind = tl.where(foreground, 1, tl.where(background, 0, -1))  # FOREGROUND, BACKGROUND, IGNORED
     tl.store(kind_ptr + at, kind, mask=mask)
@@ -130,7 +129,6 @@ def assign_kernel(
 
 def assign_launch(
     kernel: Any,
-    best_kernel: Any,
     anchors: Tensor,
     gt_segments: Tensor,
     gt_labels: Tensor,
@@ -139,23 +137,20 @@ def assign_launch(
     background_threshold: float,
     force_match: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch `kernel` on videos and anchor tiles, after `best_kernel` on ground truths if matches are forced."""
-    videos, count, ground_truths = gt_offsets.shape[0] - 1, anchors.shape[0], gt_segments.shape[0]
+    """Launch `kernel` on a grid of videos and anchor tiles; shapes as in `assign`."""
+    videos, count = gt_offsets.shape[0] - 1, anchors.shape[0]
     kind = torch.empty((videos, count), dtype=torch.int64, device=anchors.device)
     labels = torch.empty_like(kind)
     targets = torch.empty((videos, count, 2), dtype=torch.float32, device=anchors.device)
     tiou = torch.empty((videos, count), dtype=torch.float32, device=anchors.device)
     if videos == 0 or count == 0:
         return kind, labels, targets, tiou
-    best = torch.empty((ground_truths,), dtype=torch.int64, device=anchors.device)
-    if force_match and ground_truths > 0:
-        best_kernel[(ground_truths,)](anchors, gt_segments, best, count, BLOCK=BLOCK_BEST)
-    kernel[(videos, triton.cdiv(count, BLOCK_A))](
+    settings = launch_settings("assign_forced", DEFAULTS_FORCED) if force_match else launch_settings("assign", DEFAULTS)
+    kernel[(videos, triton.cdiv(count, settings["BLOCK_A"]))](
         anchors,
         gt_segments,
         gt_labels,
         gt_offsets,
-        best,
         kind,
         labels,
         targets,
@@ -164,7 +159,7 @@ def assign_launch(
         FOREGROUND_THRESHOLD=foreground_threshold,
         BACKGROUND_THRESHOLD=background_threshold,
         FORCE_MATCH=force_match,
-        BLOCK_A=BLOCK_A,
+        **settings,
     )
     return kind, labels, targets, tiou
 
@@ -182,7 +177,8 @@ def _force_matches(
     best, best_tiou = np.zeros(len(gt_segments), np.int64), np.zeros(len(gt_segments), np.float32)
     size = max(1, CPU_BLOCK_ELEMENTS // len(anchors))
     for rows in (slice(first, first + size) for first in range(0, len(gt_segments), size)):
-        pairs = tiou_of_numpy(*intersection_and_union_numpy(start, end, gt_start[rows, None], gt_end[rows, None]))
+        pairs = unclamped_tiou_numpy(start, end, gt_start[rows, None], gt_end[rows, None])
+        np.fmax(pairs, 0, out=pairs)
         best[rows] = pairs.argmax(axis=1)
         best_tiou[rows] = pairs.max(axis=1)
     video = np.repeat(np.arange(len(gt_offsets) - 1), np.diff(gt_offsets))
@@ -208,19 +204,18 @@ def _assign_cpu(
     anchors_array, gt_array = anchors.float().numpy(), gt_segments.float().numpy()
     offsets_array, labels_array = gt_offsets.numpy(), gt_labels.numpy()
     index, tiou = match_numpy(anchors_array, gt_array, offsets_array)
+    start, end = anchors_as_segments_numpy(anchors_array)
     # One more row stands for "nothing overlaps": index -1 finds it.
     gt_start, gt_end = (np.append(ends, np.float32(0)) for ends in finite_segments_numpy(gt_array))
-    targets = np.stack([gt_start[index], gt_end[index]], axis=-1)
-    start, end = anchors_as_segments_numpy(anchors_array)
-    intersection, union = intersection_and_union_numpy(start, end, targets[..., 0], targets[..., 1])
+    intersection, union = intersection_and_union_numpy(start, end, gt_start.take(index), gt_end.take(index))
     union[index < 0] = 1
     foreground = intersection > np.float32(foreground_threshold) * union
     background = intersection < np.float32(background_threshold) * union
     if force_match and index.size:
         foreground[_force_matches(anchors_array, gt_array, offsets_array, index, tiou)] = True
-        targets = np.stack([gt_start[index], gt_end[index]], axis=-1)
     kind = np.where(foreground, FOREGROUND, np.where(background, BACKGROUND, IGNORED))
-    labels = np.append(labels_array, -1)[index]
+    labels = np.append(labels_array, -1).take(index)
+    targets = np.stack([gt_start, gt_end], axis=-1).take(index, axis=0)
     return torch.from_numpy(kind), torch.from_numpy(labels), torch.from_numpy(targets), torch.from_numpy(tiou)
 
 
@@ -257,7 +252,7 @@ def _assign(
     settings = (foreground_threshold, background_threshold, force_match)
     if anchors.device.type == "cpu":
         return _assign_cpu(*arguments, *settings)
-    return assign_launch(wrap_triton(assign_kernel), wrap_triton(best_anchor_kernel), *arguments, *settings)
+    return assign_launch(wrap_triton(assign_kernel), *arguments, *settings)
 
 
 def assign(

@@ -20,23 +20,21 @@ from ahernet_kernels._tiou import (
     Floats,
     finite_segments_numpy,
     intersection_and_union,
-    intersection_and_union_numpy,
     load_anchor_as_segment,
     load_segment,
     tiou_of,
-    tiou_of_numpy,
+    unclamped_tiou_numpy,
 )
+from ahernet_kernels._tuning import launch_settings
 
-BLOCK_A = 256
-CPU_BLOCK_ELEMENTS = 1 << 16  # fp32 values of one (videos, ground truths, anchors) block: stays in the cache
+DEFAULTS = {"BLOCK_A": 256, "num_warps": 4}
+CPU_BLOCK_ELEMENTS = 1 << 17  # fp32 values of one (videos, ground truths, anchors) block: few calls, and still cached
 
 
 @triton.jit
 def closest_ground_truth(start, end, gt_segments_ptr, first, last):
-    """Row of the closest ground truth in [first, last) or -1, with its intersection and union (0 and 1 if none)."""
+    """Row of the ground truth in [first, last) with the highest temporal IoU, and that IoU; -1 and 0 if none."""
     best_tiou = tl.zeros_like(start)
-    best_intersection = tl.zeros_like(start)
-    best_union = tl.full(start.shape, 1.0, tl.float32)
     index = tl.full(start.shape, -1, tl.int32)
     for row in range(first, last):
         gt_start, gt_end = load_segment(gt_segments_ptr, row, True)
@@ -44,10 +42,8 @@ def closest_ground_truth(start, end, gt_segments_ptr, first, last):
         tiou = tiou_of(intersection, union)
         closer = tiou > best_tiou
         best_tiou = tl.where(closer, tiou, best_tiou)
-        best_intersection = tl.where(closer, intersection, best_intersection)
-        best_union = tl.where(closer, union, best_union)
         index = tl.where(closer, row, index)
-    return index, best_tiou, best_intersection, best_union
+    return index, best_tiou
 
 
 @triton.jit
@@ -59,7 +55,7 @@ def match_kernel(anchors_ptr, gt_segments_ptr, gt_offsets_ptr, index_ptr, tiou_p
     start, end = load_anchor_as_segment(anchors_ptr, anchor, mask)
     first = tl.load(gt_offsets_ptr + video).to(tl.int32)
     last = tl.load(gt_offsets_ptr + video + 1).to(tl.int32)
-    index, tiou, _, _ = closest_ground_truth(start, end, gt_segments_ptr, first, last)
+    index, tiou = closest_ground_truth(start, end, gt_segments_ptr, first, last)
     tl.store(index_ptr + video * anchors + anchor, index, mask=mask)
     tl.store(tiou_ptr + video * anchors + anchor, tiou, mask=mask)
 
@@ -70,8 +66,9 @@ def match_launch(kernel: Any, anchors: Tensor, gt_segments: Tensor, gt_offsets: 
     index = torch.empty((videos, count), dtype=torch.int64, device=anchors.device)
     tiou = torch.empty((videos, count), dtype=torch.float32, device=anchors.device)
     if videos > 0 and count > 0:
-        grid = (videos, triton.cdiv(count, BLOCK_A))
-        kernel[grid](anchors, gt_segments, gt_offsets, index, tiou, count, BLOCK_A=BLOCK_A)
+        settings = launch_settings("match", DEFAULTS)
+        grid = (videos, triton.cdiv(count, settings["BLOCK_A"]))
+        kernel[grid](anchors, gt_segments, gt_offsets, index, tiou, count, **settings)
     return index, tiou
 
 
@@ -92,18 +89,15 @@ def match_numpy(
     index = np.full((len(gt_offsets) - 1, len(anchors)), -1, np.int64)
     tiou = np.zeros(index.shape, np.float32)
     for videos, most in _blocks_of_similar_videos(np.diff(gt_offsets), len(anchors)):
-        slot = np.arange(most)
-        row = gt_offsets[videos, None] + slot
-        present = row < gt_offsets[videos + 1, None]
-        row = np.where(present, row, gt_offsets[videos, None])[:, :, None]
-        pairs = tiou_of_numpy(*intersection_and_union_numpy(start, end, gt_start[row], gt_end[row]))
-        # A tiou is not negative, so its bits order as it does; the lower half of the key breaks ties.
-        key = pairs.view(np.int32).astype(np.int64) << 32
-        key |= (most - 1 - slot)[:, None]
-        best = key.max(axis=1)
-        tiou[videos] = (best >> 32).astype(np.int32).view(np.float32)
-        closest = gt_offsets[videos, None] + (most - 1 - (best & 0xFFFFFFFF))
-        index[videos] = np.where(tiou[videos] > 0, closest, -1)
+        first, last = gt_offsets[videos, None], gt_offsets[videos + 1, None]
+        row = np.minimum(first + np.arange(most), last - 1)[:, :, None]  # its last one fills a video up
+        pairs = unclamped_tiou_numpy(start, end, gt_start.take(row), gt_end.take(row))
+        best = np.fmax.reduce(pairs, axis=1, initial=0)
+        # Where a pair is the best, how many slots are left from it on: the most has the lowest row.
+        slots_left = np.arange(most, 0, -1, dtype=np.min_scalar_type(most))[:, None]
+        slots_left = np.maximum.reduce((pairs == best[:, None]).view(np.uint8) * slots_left, axis=1)
+        tiou[videos] = best
+        index[videos] = np.where(best > 0, first + (most - slots_left), -1)
     return index, tiou
 
 

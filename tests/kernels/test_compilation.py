@@ -17,11 +17,12 @@ AMD_SHARED = 65536
 # Registers a thread on the NVIDIA targets (the most seen and a few more, as compilers differ), bytes shared.
 BUDGETS = {
     "assign": (48, 0),
-    "assign_forced": (48, 0),
+    "assign_forced": (64, 128),
     "classify_bf16": (200, 98336),
     "classify_bf16_contiguous": (200, 98336),
     "classify_fp32": (128, 16384),
     "decode_bf16": (64, 512),
+    "decode_channels_first": (96, 512),
     "decode_fp32": (64, 512),
     "match": (40, 0),
     "merge_chunks": (40, 0),

@@ -81,12 +81,12 @@ def decode_variant(dtype: str, channels_last: bool) -> Variant:
     pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
     lengths = {f"T{j}": 128 >> j for j in range(8)}
     constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "CHANNELS_LAST": channels_last}
-    constants |= {"WHOLE_TILES": 0 if channels_last else 15, "GROUP": 8 if channels_last else 4}
-    constants |= {"BLOCK_CLASSES": 256, "BLOCK_CELLS": 16}
+    constants |= {"CLASSES_DIVISOR": 8, "GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "BLOCK_ANCHORS": 64}
+    scratch = {"probability_ptr": "*fp32", "cell_labels_ptr": "*i32"}
     return Variant(
         "decode",
         "decode_kernel",
-        {**outputs, **pointers, "classes": "i32"},
+        {**outputs, **scratch, **pointers, "classes": "i32"},
         {**lengths, **constants},
         unaligned=("classes",),
     )
@@ -109,7 +109,7 @@ def nms_variant(class_aware: bool) -> Variant:
 
 
 def large_nms_variant(module: str, kernel: str, pointers: tuple[str, ...], constants: dict[str, object]) -> Variant:
-    num_warps = 8 if kernel == "finisher_kernel" else 4
+    num_warps = {"finisher_kernel": 8, "round_kernel": 1}.get(kernel, 4)
     element = dict.fromkeys(("segments_ptr", "scores_ptr", "end_ptr"), "*fp32") | {"state_ptr": "*i8"}
     element |= dict.fromkeys(("rank_ptr", "place_ptr", "kept_ptr", "number_kept_ptr", "undecided_ptr"), "*i32")
     types = {name: element.get(name, "*i64") for name in pointers} | dict.fromkeys(SIZES[kernel], "i32")
@@ -126,7 +126,7 @@ def assign_variant(force_match: bool) -> Variant:
         "FORCE_MATCH": force_match,
         "BLOCK_A": 1024 if force_match else 256,
     }
-    num_warps = 8 if force_match else 4
+    num_warps = 16 if force_match else 4
     return Variant("assign", "assign_kernel", types, constants, num_warps=num_warps, unaligned=("anchors",))
 
 
@@ -175,10 +175,9 @@ VARIANTS = {
     "classify_bf16": classify_variant("bf16", channels_last=True),
     "classify_bf16_contiguous": classify_variant("bf16", channels_last=False),
     "classify_fp32": classify_variant("fp32", channels_last=True),
-    "decode_bf16": decode_variant("bf16", channels_last=False),
-    "decode_fp32": decode_variant("fp32", channels_last=False),
-    "decode_rows_bf16": decode_variant("bf16", channels_last=True),
-    "decode_rows_fp32": decode_variant("fp32", channels_last=True),
+    "decode_bf16": decode_variant("bf16", channels_last=True),
+    "decode_fp32": decode_variant("fp32", channels_last=True),
+    "decode_channels_first": decode_variant("bf16", channels_last=False),
     "match": Variant(
         "match",
         "match_kernel",
@@ -214,7 +213,7 @@ VARIANTS = {
         "_decide",
         "finisher_kernel",
         ("key_ptr", "rank_ptr", "end_ptr", "state_ptr", "place_ptr", "undecided_ptr"),
-        {"ROUNDS": 6, "TIOU_THRESHOLD": 0.9, "BLOCK": 1024, "BLOCK_NEAR": 32},
+        {"ROUNDS": 3, "TIOU_THRESHOLD": 0.9, "BLOCK": 1024, "BLOCK_NEAR": 32},
     ),
     "nms_kept": large_nms_variant("nms_large", "kept_kernel", ("state_ptr", "place_ptr", "kept_ptr"), {"BLOCK": 1024}),
     "nms_lay_out": large_nms_variant(
@@ -231,7 +230,7 @@ VARIANTS = {
             "state_ptr",
             "undecided_ptr",
         ),
-        {"ROUNDS": 6, "BLOCK": 1024},
+        {"ROUNDS": 3, "BLOCK": 1024},
     ),
     "nms_output": large_nms_variant(
         "nms_large", "output_kernel", ("rank_key_ptr", "number_kept_ptr", "index_ptr", "count_ptr"), {"BLOCK": 1024}
@@ -252,7 +251,7 @@ VARIANTS = {
         "_decide",
         "round_kernel",
         ("key_ptr", "rank_ptr", "end_ptr", "state_ptr", "undecided_ptr"),
-        {"ROUNDS": 6, "TIOU_THRESHOLD": 0.9, "BLOCK": 64, "BLOCK_NEAR": 16},
+        {"ROUNDS": 3, "TIOU_THRESHOLD": 0.9, "BLOCK": 32, "BLOCK_NEAR": 16},
     ),
     "pairwise_tiou": Variant(
         "pairwise_tiou",
