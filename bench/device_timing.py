@@ -101,40 +101,45 @@ class DeviceTimer:
             return False
         return True
 
-    def replays(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
+    def replays(
+        self, calls: Mapping[str, Call], arguments: tuple[Any, ...], both: bool = True, rounds: int = ROUNDS
+    ) -> dict[str, dict[str, Any]]:
         """Quantiles of a call's time by name, with a cold and a hot cache; the names take turns.
 
-        A call that cannot be captured has `not_captured`, the reason, instead.
+        Unless `both`, only what speaks for a call is timed: the cold cache where that is possible. A call that cannot
+        be captured has `not_captured`, the reason, instead.
         """
         graphs: dict[tuple[str, str], Captured] = {}
         found: dict[str, dict[str, Any]] = {name: {} for name in calls}
         for name, call in calls.items():
             try:
-                graphs |= {(name, mode): graph for mode, graph in self._graphs(call, arguments).items()}
+                graphs |= {(name, mode): graph for mode, graph in self._graphs(call, arguments, both).items()}
             except RuntimeError as error:
                 torch.cuda.synchronize()  # raises where the device is lost, not only the capture
                 found[name] = {"not_captured": first_line(error)}
-        rounds = {key: rounds_for(graph.seconds()) for key, graph in graphs.items()}
+        turns = {key: min(rounds, rounds_for(graph.seconds())) for key, graph in graphs.items()}
         times: dict[tuple[str, str], list[float]] = {key: [] for key in graphs}
         for turn in range(ROUNDS):
             for key, graph in graphs.items():
-                if turn < rounds[key]:
+                if turn < turns[key]:
                     times[key].append(graph.seconds() / graph.calls)
         for (name, mode), seconds in times.items():
             found[name][mode] = quantiles(seconds)
         return found
 
-    def _graphs(self, call: Call, arguments: tuple[Any, ...]) -> dict[str, Captured]:
+    def _graphs(self, call: Call, arguments: tuple[Any, ...], both: bool) -> dict[str, Captured]:
         once = captured(call, [arguments], 1)
         seconds = max(1e-6, min(once.seconds() for _ in range(2)))
         repeats = min(MOST_CALLS, math.ceil(GRAPH_SECONDS / seconds))
-        graphs = {"hot": once if repeats == 1 else captured(call, [arguments], repeats)}
         copies = copies_needed(tensor_bytes(arguments) + tensor_bytes(call(*arguments)), self.cache_bytes)
-        if copies == 1:  # what one call reads and writes leaves nothing of itself in the cache
-            graphs["cold"] = graphs["hot"]
-        elif copies * seconds <= MOST_COLD_SECONDS:
+        graphs: dict[str, Captured] = {}
+        if copies > 1 and copies * seconds <= MOST_COLD_SECONDS:
             sets = [arguments, *(_copied(arguments) for _ in range(copies - 1))]
             graphs["cold"] = captured(call, sets, max(repeats, copies))
+        if both or not graphs:
+            graphs["hot"] = once if repeats == 1 else captured(call, [arguments], repeats)
+        if copies == 1:  # what one call reads and writes leaves nothing of itself in the cache
+            graphs["cold"] = graphs["hot"]
         return graphs
 
     def eager(self, calls: Mapping[str, Call], arguments: tuple[Any, ...]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ fi
 
 tests=0
 outcome=()
-if [ "${TESTS_SECONDS:=100}" != 0 ] && "$PYTHON" -c "import pytest, hypothesis" 2>/dev/null; then
+if [ "${TESTS_SECONDS:=90}" != 0 ] && "$PYTHON" -c "import pytest, hypothesis" 2>/dev/null; then
     workers=()
     if "$PYTHON" -c "import xdist" 2>/dev/null; then workers=(-n 12 --dist worksteal); fi
     # What Triton makes of the kernels for other GPUs is tested where there is none.
@@ -34,6 +34,6 @@ if [ "${TUNE_SECONDS:=70}" != 0 ]; then
     cp kernels/ahernet_kernels/tuning.json "$folder" || true
 fi
 
-"$PYTHON" -m bench gpu "$folder" --seconds "${GPU_SECONDS:-120}" "${outcome[@]}" "$@"
+"$PYTHON" -m bench gpu "$folder" --seconds "${GPU_SECONDS:-140}" "${outcome[@]}" "$@"
 measured=$?
 exit $((measured != 0 ? measured : tests))

@@ -100,14 +100,19 @@ class Line:
 
 
 def compiled(call: Call, device: str) -> dict[str, Call]:
-    """The peer `torch.compile` makes of one in eager torch; none without a GPU, where it takes long and says little."""
+    """The peer that `torch.compile` makes of one in eager torch, for one line an op: it takes seconds to compile.
+
+    None without a GPU, where it takes longer and says little.
+    """
     return {"torch.compile": torch.compile(call, fullgraph=True, dynamic=False)} if device == "cuda" else {}
 
 
 def decode_lines(device: str, sizes: Sizes, channels_last: bool = False) -> Iterator[Line]:
     anchors = cases.anchors().to(device)
-    peers = {"eager torch": decoding.decode, **compiled(decoding.decode, device)}
     for videos in (sizes.batch, sizes.small_batch):
+        peers = {"eager torch": decoding.decode}
+        if videos == sizes.small_batch:
+            peers |= compiled(decoding.decode, device)
         outputs = cases.network_outputs(videos, sizes.classes, torch.bfloat16, device)
         if channels_last:
             outputs = tree_map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), outputs)
@@ -223,8 +228,7 @@ def pick_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     arguments = scored(device, sizes.batch, cases.ANCHORS)
     index, _ = kernels.nms(*arguments, tiou_threshold=0.9, max_output=sizes.outputs)
     case = f"B={sizes.batch} N={cases.ANCHORS} best {sizes.outputs}"
-    peers = {"eager torch": rows_by_gather, **compiled(rows_by_gather, device)}
-    yield Line("pick", case, (*arguments, index), kernels.pick, peers=peers)
+    yield Line("pick", case, (*arguments, index), kernels.pick, peers={"eager torch": rows_by_gather})
 
 
 def loss_and_gradients(function: Call) -> Call:
@@ -240,8 +244,10 @@ def loss_and_gradients(function: Call) -> Call:
 
 
 def proposal_loss_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    peers = {"eager torch": loss.proposal_loss, **compiled(loss.proposal_loss, device)}
     for videos in (sizes.batch, sizes.small_batch):
+        peers = {"eager torch": loss.proposal_loss}
+        if videos == sizes.small_batch:
+            peers |= compiled(loss.proposal_loss, device)
         _, offsets, overlaps = cases.network_outputs(videos, 1, torch.bfloat16, device)
         anchors, *others = truths(device, videos, sizes.most_ground_truths)
         assigned = kernels.assign(anchors, *others, force_match=True)
@@ -263,7 +269,9 @@ def classify_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         return [x[:2] for x in arguments[0]], *arguments[1:]
 
     for videos, classes in ((sizes.small_batch, n) for n in (*sizes.sweep_classes[1:], sizes.many_classes)):
-        peers = {"eager torch": classification.classify, **compiled(classification.classify, device)}
+        peers = {"eager torch": classification.classify}
+        if classes == sizes.sweep_classes[-1]:
+            peers |= compiled(classification.classify, device)
         arguments = cases.classifier(videos, classes, torch.bfloat16, device)
         case = f"B={videos} C={classes} bf16"
         # Of two logits that are nearly equal, sums in another order may make the other one the larger.
@@ -307,7 +315,7 @@ def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
 
 def pairwise_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     a, b = (cases.candidates(1, sizes.pairs, CANDIDATE_CLASSES, seed)[0][0].to(device) for seed in (0, 1))
-    peers = {"torch broadcast": pairs.torch_broadcast, **compiled(pairs.torch_broadcast, device)}
+    peers = {"torch broadcast": pairs.torch_broadcast}
     yield Line("pairwise_tiou", f"{sizes.pairs} x {sizes.pairs}", (a, b), kernels.pairwise_tiou, peers=peers)
 
 

@@ -37,7 +37,7 @@ class FakeTimer:
     def is_alive(self):
         return True
 
-    def replays(self, calls, arguments):
+    def replays(self, calls, arguments, both=True, rounds=20):
         return {name: {mode: self.times(calls, name) for mode in ("cold", "hot")} for name in calls}
 
     def eager(self, calls, arguments):
