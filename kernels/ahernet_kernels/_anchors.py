@@ -56,34 +56,75 @@ def tile_of_cells(
 
 
 @triton.jit
-def decode_anchors(
-    probability, label, video, cell, cells, earlier_cells, all_cells,
-    offsets_ptr, overlaps_ptr, anchors_ptr, segments_ptr, scores_ptr, labels_ptr,
-    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr,
+def scale_of_cell(
+    number,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
 ):  # fmt: skip
-    """Store segment, score and label of every anchor of a tile of cells of one scale (eq. 5)."""
-    inside = cell < cells
-    offsets_ptr += video * 2 * RATIOS * cells + cell
-    overlaps_ptr += video * RATIOS * cells + cell
-    for ratio in tl.static_range(RATIOS):
-        anchor = (earlier_cells + cell) * RATIOS + ratio
-        anchor_centre = tl.load(anchors_ptr + anchor * 2, mask=inside, other=0.0).to(tl.float32)
-        anchor_width = tl.load(anchors_ptr + anchor * 2 + 1, mask=inside, other=0.0).to(tl.float32)
-        centre_offset = tl.load(offsets_ptr + 2 * ratio * cells, mask=inside, other=0.0).to(tl.float32)
-        width_offset = tl.load(offsets_ptr + (2 * ratio + 1) * cells, mask=inside, other=0.0).to(tl.float32)
-        overlap = tl.load(overlaps_ptr + ratio * cells, mask=inside, other=0.0).to(tl.float32)
-        centre = anchor_centre + CENTRE_SCALE * anchor_width * centre_offset
-        half_width = 0.5 * anchor_width * tl.exp(WIDTH_SCALE * width_offset)
-        valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)
-        start = tl.where(valid, tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0), 0.0)
-        end = tl.where(valid, tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0), 0.0)
-        overlap = tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)
-        score = tl.where(end > start, probability * overlap, float("-inf"))
-        at = video * all_cells * RATIOS + anchor
-        tl.store(segments_ptr + at * 2, start, mask=inside)
-        tl.store(segments_ptr + at * 2 + 1, end, mask=inside)
-        tl.store(scores_ptr + at, score, mask=inside)
-        tl.store(labels_ptr + at, label, mask=inside)
+    """Scale of a cell with a number among those of all scales, cells of the scale, and how many are in earlier ones."""
+    C2: tl.constexpr = T0 + T1  # first cell of scale 2, and so on
+    C3: tl.constexpr = C2 + T2
+    C4: tl.constexpr = C3 + T3
+    C5: tl.constexpr = C4 + T4
+    C6: tl.constexpr = C5 + T5
+    C7: tl.constexpr = C6 + T6
+    scale = (number >= T0).to(tl.int32) + (number >= C2).to(tl.int32) + (number >= C3).to(tl.int32)
+    scale += (number >= C4).to(tl.int32) + (number >= C5).to(tl.int32) + (number >= C6).to(tl.int32)
+    scale += (number >= C7).to(tl.int32)
+    cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
+    return scale, cells, of_scale(scale, 0, T0, C2, C3, C4, C5, C6, C7)
+
+
+@triton.jit
+def first_value(video, channels, cell, cells, CHANNELS_LAST: tl.constexpr):
+    """Where channel 0 of a cell is in the `(B, channels, cells)` values of a scale."""
+    return (video * cells + cell) * channels if CHANNELS_LAST else video * channels * cells + cell
+
+
+@triton.jit
+def decode_anchors(
+    video, anchor, inside, probability_ptr, cell_labels_ptr,
+    offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7,
+    overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7,
+    anchors_ptr, segments_ptr, scores_ptr, labels_ptr,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
+    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Store segment, score and label of anchors (eq. 5), given probability and label of the best class of each cell."""
+    all_cells = T0 + T1 + T2 + T3 + T4 + T5 + T6 + T7
+    number, ratio = anchor // RATIOS, anchor % RATIOS
+    scale, cells, earlier_cells = scale_of_cell(number, T0, T1, T2, T3, T4, T5, T6, T7)
+    cell = number - earlier_cells
+    step = 1 if CHANNELS_LAST else cells
+    offsets_ptr = of_scale(
+        scale, offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7
+    )
+    overlaps_ptr = of_scale(
+        scale, overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7
+    )
+    offsets_ptr += first_value(video, 2 * RATIOS, cell, cells, CHANNELS_LAST) + 2 * ratio * step
+    overlaps_ptr += first_value(video, RATIOS, cell, cells, CHANNELS_LAST) + ratio * step
+    anchor_centre = tl.load(anchors_ptr + anchor * 2, mask=inside, other=0.0).to(tl.float32)
+    anchor_width = tl.load(anchors_ptr + anchor * 2 + 1, mask=inside, other=0.0).to(tl.float32)
+    centre_offset = tl.load(offsets_ptr, mask=inside, other=0.0).to(tl.float32)
+    width_offset = tl.load(offsets_ptr + step, mask=inside, other=0.0).to(tl.float32)
+    overlap = tl.load(overlaps_ptr, mask=inside, other=0.0).to(tl.float32)
+    probability = tl.load(probability_ptr + video * all_cells + number, mask=inside, other=0.0)
+    label = tl.load(cell_labels_ptr + video * all_cells + number, mask=inside, other=0)
+
+    centre = anchor_centre + CENTRE_SCALE * anchor_width * centre_offset
+    half_width = 0.5 * anchor_width * tl.exp(WIDTH_SCALE * width_offset)
+    valid = (tl.abs(centre) <= FLOAT_MAX) & (half_width == half_width)
+    start = tl.where(valid, tl.minimum(tl.maximum(centre - half_width, 0.0), 1.0), 0.0)
+    end = tl.where(valid, tl.minimum(tl.maximum(centre + half_width, 0.0), 1.0), 0.0)
+    overlap = tl.where(overlap == overlap, tl.div_rn(1.0, 1.0 + tl.exp(-overlap)), 0.0)
+    score = tl.where(end > start, probability * overlap, float("-inf"))
+    at = video * all_cells * RATIOS + anchor
+    tl.store(segments_ptr + at * 2, start, mask=inside)
+    tl.store(segments_ptr + at * 2 + 1, end, mask=inside)
+    tl.store(scores_ptr + at, score, mask=inside)
+    tl.store(labels_ptr + at, label.to(tl.int64), mask=inside)
 
 
 def decode_anchors_torch(

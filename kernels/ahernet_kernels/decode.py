@@ -1,10 +1,11 @@
 """Network outputs of all scales to segments, scores and labels in one launch (eq. 5 of the AherNet paper).
 
-A program takes a tile of cells of one scale of one video and walks over the classes. Each lane keeps its running
-maximum, the class of it and the sum of exponentials; lanes merge once at the end. The probability of the best
-class is 1 / sum, so no softmax is ever in memory. The network's per-scale tensors are read where they are.
+A program takes a tile of cells of one video and walks over the classes. Each lane keeps its running maximum and the
+sum of exponentials; lanes merge once at the end. The probability of the best class is 1 / sum, so no softmax is ever in
+memory. The network's per-scale tensors are read where they are, channels first or last.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,38 +14,84 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._anchors import MAX_SCALES, decode_anchors, decode_anchors_torch, of_scale, tile_of_cells
+from ahernet_kernels._anchors import (
+    MAX_SCALES,
+    decode_anchors,
+    decode_anchors_torch,
+    first_value,
+    of_scale,
+    scale_of_cell,
+)
 from ahernet_kernels._arguments import FLOATS, check_tensor
 from ahernet_kernels._tiou import FLOAT_MAX
+from ahernet_kernels._tuning import launch_settings
 
-BLOCK_CELLS = 16
-BLOCK_CLASSES = 64
+LOG2_E = tl.constexpr(1.4426950408889634)
+DEFAULTS = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "num_warps": 4}
 
 
 @triton.jit
-def best_class(logits_ptr, cell, inside, cells, classes, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr):
-    """Probability and label of the best class of each cell; a cell without a finite logit has 0 and class 0."""
-    minus_infinity = float("-inf")
-    best = tl.full([BLOCK_CLASSES, BLOCK_CELLS], minus_infinity, tl.float32)
-    total = tl.zeros([BLOCK_CLASSES, BLOCK_CELLS], tl.float32)
-    label = tl.zeros([BLOCK_CLASSES, BLOCK_CELLS], tl.int32)
+def load_logits(at, mask):
+    """Logits as the contract counts them: NaN is -inf, and infinity the largest number."""
+    x = tl.load(at, mask=mask, other=float("-inf")).to(tl.float32)
+    return tl.minimum(tl.where(x == x, x, float("-inf")), FLOAT_MAX)
+
+
+@triton.jit
+def walk_over_classes(
+    at, index, inside, step, classes,
+    ANY_VALUE: tl.constexpr, BLOCK_CLASSES: tl.constexpr, LANES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+):  # fmt: skip
+    """Maximum of each lane, its sum of exponentials, and the first class of the step in which the maximum came up."""
+    best = tl.full([LANES, BLOCK_CELLS], float("-inf"), tl.float32)
+    total = tl.zeros([LANES, BLOCK_CELLS], tl.float32)
+    best_first = tl.zeros([LANES, BLOCK_CELLS], tl.int32)
     for first in range(0, classes, BLOCK_CLASSES):
-        index = first + tl.arange(0, BLOCK_CLASSES)
-        at = logits_ptr + index.to(tl.int64)[:, None] * cells + cell[None, :]
-        mask = (index < classes)[:, None] & inside[None, :]
-        x = tl.load(at, mask=mask, other=minus_infinity).to(tl.float32)
-        x = tl.minimum(tl.where(x == x, x, minus_infinity), FLOAT_MAX)
-        rises = x > best
-        # One exponential an element: of the old sum's scale if the maximum rises, of the new term otherwise.
-        decay = tl.where(x > minus_infinity, tl.exp(-tl.abs(x - best)), 0.0)
-        total = tl.where(rises, total * decay + 1.0, total + decay)
-        label = tl.where(rises, index[:, None], label)
-        best = tl.where(rises, x, best)
+        mask = inside & (first + index < classes)
+        x = load_logits(at, mask) if ANY_VALUE else tl.load(at, mask=mask, other=float("-inf")).to(tl.float32)
+        top = tl.max(x, 0)
+        best_first = tl.where(top > best, first, best_first)
+        top = tl.maximum(best, top)
+        reference = tl.where(top > float("-inf"), top, 0.0)
+        total = total * tl.exp2((best - reference) * LOG2_E)
+        total += tl.sum(tl.exp2((x - reference[None, :, :]) * LOG2_E), 0)
+        best = top
+        at += BLOCK_CLASSES * step
+    return best, total, best_first
+
+
+@triton.jit
+def best_class(
+    cell_ptr, inside, step, classes,
+    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+):  # fmt: skip
+    """Probability and label of the best class of each cell; a cell without a finite logit has 0 and class 0.
+
+    A lane takes `GROUP` neighbouring classes of a cell at a time: 16 bytes, where channels are last.
+    """
+    LANES: tl.constexpr = BLOCK_CLASSES // GROUP
+    group, lane = tl.arange(0, GROUP)[:, None, None], tl.arange(0, LANES)[None, :, None]
+    index = lane * GROUP + group
+    at = cell_ptr[None, None, :] + index.to(tl.int64) * step
+    inside = inside[None, None, :]
+    best, total, best_first = walk_over_classes(
+        at, index, inside, step, classes, False, BLOCK_CLASSES, LANES, BLOCK_CELLS
+    )
+    # NaN and infinity make a sum NaN. They are rare: only then the walk is repeated with every value looked at.
+    if tl.max(tl.max((total != total).to(tl.int32), 0), 0) != 0:
+        best, total, best_first = walk_over_classes(
+            at, index, inside, step, classes, True, BLOCK_CLASSES, LANES, BLOCK_CELLS
+        )
     top = tl.max(best, 0)
-    lane_scale = tl.where(best > minus_infinity, tl.exp(best - top[None, :]), 0.0)
-    total = tl.sum(total * lane_scale, 0)
-    label = tl.min(tl.where(best == top[None, :], label, classes), 0)
-    return tl.where(top > minus_infinity, tl.div_rn(1.0, total), 0.0), label
+    reference = tl.where(top > float("-inf"), top, 0.0)
+    total = tl.sum(total * tl.exp2((best - reference[None, :]) * LOG2_E), 0)
+    # Which classes they were is looked up once, where a lane holds the best of all.
+    index = index + best_first[None, :, :]
+    wins = inside & (best == top[None, :])[None, :, :] & (index < classes)
+    x = load_logits(cell_ptr[None, None, :] + index.to(tl.int64) * step, wins)
+    label = tl.min(tl.min(tl.where(wins & (x == top[None, None, :]), index, classes), 0), 0)
+    found = top > float("-inf")
+    return tl.where(found, tl.div_rn(1.0, total), 0.0), tl.where(found, label, 0)
 
 
 @triton.jit
@@ -52,31 +99,39 @@ def decode_kernel(
     logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,
     offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7,
     overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7,
-    anchors_ptr, segments_ptr, scores_ptr, labels_ptr, classes,
+    anchors_ptr, probability_ptr, cell_labels_ptr, segments_ptr, scores_ptr, labels_ptr, classes,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
     T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
-    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    CLASSES_DIVISOR: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr, BLOCK_ANCHORS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of cells of one scale of one video: best class, then every anchor of the cells."""
+    """A tile of cells of one video, of whatever scales they are: best class of each, then their anchors."""
     video = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    scale, cells, cell, earlier_cells = tile_of_cells(tile, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_CELLS)
-    logits_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    offsets_ptr = of_scale(
-        scale, offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7
-    )
-    overlaps_ptr = of_scale(
-        scale, overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7
-    )
-    probability, label = best_class(
-        logits_ptr + video * classes * cells, cell, cell < cells, cells, classes, BLOCK_CLASSES, BLOCK_CELLS
-    )
+    first = tl.program_id(1) * BLOCK_CELLS
+    number = first + tl.arange(0, BLOCK_CELLS)
     all_cells = T0 + T1 + T2 + T3 + T4 + T5 + T6 + T7
+    inside = number < all_cells
+    scale, cells, earlier_cells = scale_of_cell(number, T0, T1, T2, T3, T4, T5, T6, T7)
+    classes = classes // CLASSES_DIVISOR * CLASSES_DIVISOR  # as it is: now the compiler can see it, too
+    cell_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
+    cell_ptr += first_value(video, classes, number - earlier_cells, cells, CHANNELS_LAST)
+    probability, label = best_class(
+        cell_ptr, inside, 1 if CHANNELS_LAST else cells, classes, GROUP, BLOCK_CLASSES, BLOCK_CELLS
+    )
+    # By way of memory, so that anchors are spread over all threads: registers hold copies of a cell in many of them.
+    tl.store(probability_ptr + video * all_cells + number, probability, mask=inside)
+    tl.store(cell_labels_ptr + video * all_cells + number, label, mask=inside)
+    tl.debug_barrier()
+    lane = tl.arange(0, BLOCK_ANCHORS)
+    anchor = first * RATIOS + lane
+    in_tile = (lane < BLOCK_CELLS * RATIOS) & (anchor < all_cells * RATIOS)
     decode_anchors(
-        probability, label, video, cell, cells, earlier_cells, all_cells,
-        offsets_ptr, overlaps_ptr, anchors_ptr, segments_ptr, scores_ptr, labels_ptr,
-        RATIOS, CENTRE_SCALE, WIDTH_SCALE,
+        video, anchor, in_tile, probability_ptr, cell_labels_ptr,
+        offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7,
+        overlaps_0, overlaps_1, overlaps_2, overlaps_3, overlaps_4, overlaps_5, overlaps_6, overlaps_7,
+        anchors_ptr, segments_ptr, scores_ptr, labels_ptr, T0, T1, T2, T3, T4, T5, T6, T7,
+        RATIOS, CENTRE_SCALE, WIDTH_SCALE, CHANNELS_LAST,
     )  # fmt: skip
 
 
@@ -98,18 +153,23 @@ def decode_launch(
     labels = torch.empty((videos, count), dtype=torch.int64, device=anchors.device)
     if videos == 0 or count == 0:
         return segments, scores, labels
+    probability = torch.empty((videos, sum(cells)), dtype=torch.float32, device=anchors.device)
+    cell_labels = torch.empty((videos, sum(cells)), dtype=torch.int32, device=anchors.device)
     absent = MAX_SCALES - len(cells)
     lengths = [*cells, *[0] * absent]
-    tiles = sum(triton.cdiv(length, BLOCK_CELLS) for length in cells)
-    kernel[(videos, tiles)](
+    channels_last = all(tensor.stride(1) == 1 for tensor in offsets)
+    settings = launch_settings("decode" if channels_last else "decode_channels_first", DEFAULTS)
+    block = settings["BLOCK_CELLS"]
+    kernel[(videos, triton.cdiv(sum(cells), block))](
         *logits, *logits[:1] * absent,
         *offsets, *offsets[:1] * absent,
         *overlaps, *overlaps[:1] * absent,
-        anchors, segments, scores, labels, classes,
+        anchors, probability, cell_labels, segments, scores, labels, classes,
         T0=lengths[0], T1=lengths[1], T2=lengths[2], T3=lengths[3],
         T4=lengths[4], T5=lengths[5], T6=lengths[6], T7=lengths[7],
         RATIOS=ratios, CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale,
-        BLOCK_CLASSES=BLOCK_CLASSES, BLOCK_CELLS=BLOCK_CELLS,
+        CHANNELS_LAST=channels_last, CLASSES_DIVISOR=math.gcd(classes, 16),
+        BLOCK_ANCHORS=triton.next_power_of_2(block * ratios), **settings,
     )  # fmt: skip
     return segments, scores, labels
 
@@ -187,7 +247,7 @@ def decode(
 
     Args:
         logits: per scale `(B, C, T_j)` class logits of each cell; at most 8 scales; these, `offsets` and `overlaps`
-            share one of fp16, bf16 and fp32.
+            share one of fp16, bf16 and fp32. In memory all may have their channels last.
         offsets: per scale `(B, 2 * D, T_j)`, channels dc, dw of ratio 0, then of ratio 1, and so on.
         overlaps: per scale `(B, D, T_j)`, before the sigmoid.
         anchors: `(A, 2)` centre, width as fractions of the video, ordered by scale, cell, ratio;
@@ -220,11 +280,7 @@ def decode(
         raise ValueError("logits, overlaps: expected at least one class and one anchor a cell")
     cells = sum(tensor.shape[2] for tensor in logits)
     check_tensor("anchors", anchors, FLOATS, (ratios * cells, 2), {}, device)
-    return _decode(
-        [x.detach().contiguous() for x in logits],
-        [x.detach().contiguous() for x in offsets],
-        [x.detach().contiguous() for x in overlaps],
-        anchors.detach().contiguous(),
-        centre_scale,
-        width_scale,
-    )
+    outputs = [[x.detach() for x in per_scale] for per_scale in (logits, offsets, overlaps)]
+    if not all(x.transpose(1, 2).is_contiguous() for per_scale in outputs for x in per_scale):
+        outputs = [[x.contiguous() for x in per_scale] for per_scale in outputs]
+    return _decode(*outputs, anchors.detach().contiguous(), centre_scale, width_scale)

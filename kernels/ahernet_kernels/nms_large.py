@@ -25,12 +25,12 @@ from ahernet_kernels._rank import NOT_A_CANDIDATE, ordered_bits, position_of, ra
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {
-    "ROUNDS": 6,
-    "BLOCK": 64,  # candidates of a tile
+    "ROUNDS": 3,
+    "BLOCK": 32,  # candidates of a tile
     "BLOCK_NEAR": 16,  # those near it that it compares with at a time: a divisor of BLOCK
     "LAYOUT_BLOCK": 1024,  # of the kernels that only move
     "FINISHER_BLOCK": 1024,
-    "num_warps": 4,
+    "num_warps": 1,
 }
 FINISHER_NEAR, FINISHER_WARPS = 32, 8
 

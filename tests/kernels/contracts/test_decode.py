@@ -132,3 +132,13 @@ def test_a_segment_of_which_clipping_leaves_nothing_is_no_candidate(ops, offset,
 
 def test_a_nan_overlap_scores_zero(ops):
     assert one_anchor(ops, overlap=math.nan)[1] == 0.0
+
+
+@pytest.mark.parametrize("classes", [1, 7, 16, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_may_be_last_in_memory(ops, classes, dtype):
+    *outputs, anchors = network_outputs(2, classes, (16, 8, 1), dtype=dtype)
+    expected = ops.decode(*outputs, anchors)
+    last = [[x.transpose(1, 2).contiguous().transpose(1, 2) for x in per_scale] for per_scale in outputs]
+    for actual, wanted in zip(ops.decode(*last, anchors), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
