@@ -1,0 +1,35 @@
+"""An iteration of Algorithm 1 on a CPU, with the paper's network made narrow.
+
+python -m pytest bench/bench_training_step.py
+"""
+
+import functools
+
+import pytest
+import torch
+
+from bench.contest import Contest
+from bench.training import Training
+
+CASES = {"small": (2, 1 / 64), "design": (16, 1 / 32)}  # videos, share of the network's channels
+CLASSES, MEAN_ROWS = 200, 440
+WAYS = ("ahernet", "torch, video by video")
+
+
+def same_losses(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def contest(request):
+    videos, width = CASES[request.param]
+    made = Training("cpu", videos, CLASSES, width, MEAN_ROWS, precision="float32")
+    ways = {"ahernet": made.call, "torch, video by video": made.peer}
+    ways = {name: functools.partial(way, made.batch) for name, way in ways.items()}
+    sizes = {"videos": videos, "classes": CLASSES, "width": width}
+    return Contest(f"training step, {request.param}", sizes, ways, check=same_losses)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_step(race, contest, way):
+    race(contest, way)
