@@ -60,7 +60,7 @@ def nms_numpy(
     candidates = Candidates(
         segments[..., 0].ravel().take(row),
         segments[..., 1].ravel().take(row),
-        problem if labels is None else _dense_groups(problem, labels.ravel().take(row)),
+        problem if labels is None else dense_groups(problem, labels.ravel().take(row)),
     )
     threshold = np.float32(tiou_threshold)
 
@@ -103,7 +103,7 @@ def _ordered_bits(values: Floats) -> npt.NDArray[np.int32]:
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-def _dense_groups(problem: Integers, labels: npt.NDArray[np.int32]) -> Integers:
+def dense_groups(problem: Integers, labels: npt.NDArray[np.int32]) -> Integers:
     """Group numbers below 2^31 from problems and labels."""
     if len(labels) == 0:
         return problem

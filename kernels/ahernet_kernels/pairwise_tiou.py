@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -12,10 +13,9 @@ from ahernet_kernels._arguments import FLOATS, check_tensor
 from ahernet_kernels._tiou import (
     finite_segments_numpy,
     intersection_and_union,
-    intersection_and_union_numpy,
     load_segment,
     tiou_of,
-    tiou_of_numpy,
+    unclamped_tiou_numpy,
 )
 from ahernet_kernels._tuning import launch_settings
 
@@ -49,8 +49,8 @@ def pairwise_tiou_launch(kernel: Any, a: Tensor, b: Tensor) -> Tensor:
 def _pairwise_tiou_cpu(a: Tensor, b: Tensor) -> Tensor:
     start_a, end_a = finite_segments_numpy(a.float().numpy())
     start_b, end_b = finite_segments_numpy(b.float().numpy())
-    intersection, union = intersection_and_union_numpy(start_a[:, None], end_a[:, None], start_b, end_b)
-    return torch.from_numpy(tiou_of_numpy(intersection, union))
+    tiou = unclamped_tiou_numpy(start_a[:, None], end_a[:, None], start_b, end_b)
+    return torch.from_numpy(np.fmax(tiou, 0, out=tiou))
 
 
 @_pairwise_tiou_cpu.register_fake

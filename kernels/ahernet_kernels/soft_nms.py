@@ -7,8 +7,6 @@ candidates, one program a video, all videos at once.
 import math
 from typing import Any, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,8 @@ from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import check_fraction
 from ahernet_kernels._rank import NOT_A_CANDIDATE, is_above, ordered_bits, rank_key
-from ahernet_kernels._tiou import Floats, intersection_and_union, intersection_and_union_numpy, tiou_of, tiou_of_numpy
+from ahernet_kernels._soft_nms_numpy import soft_nms_numpy
+from ahernet_kernels._tiou import intersection_and_union, tiou_of
 from ahernet_kernels._tuning import launch_settings
 from ahernet_kernels.nms import check_candidates
 
@@ -143,50 +142,6 @@ def soft_nms_launch(
             CLASS_AWARE=labels is not None,
             **settings,
         )
-    return index, kept_scores, count
-
-
-def soft_nms_numpy(
-    segments: Floats,
-    scores: Floats,
-    labels: npt.NDArray[np.int32] | None,
-    method: str,
-    parameter: float,
-    max_output: int,
-    min_score: float,
-) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.int64]]:
-    """`soft_nms` on a CPU: one vectorised pass over all videos a pick."""
-    videos = np.arange(len(scores))
-    index = np.full((len(scores), max_output), -1, np.int64)
-    kept_scores = np.zeros((len(scores), max_output), np.float32)
-    count = np.zeros(len(scores), np.int64)
-    closed = np.float32(-np.inf)
-    eligible = (scores > np.float32(min_score)) & np.isfinite(segments[..., 0]) & np.isfinite(segments[..., 1])
-    decayed = np.where(eligible, scores, closed)
-    start, end = (np.where(eligible, segments[..., side], np.float32(0)) for side in (0, 1))
-    for pick in range(max_output):
-        winner = decayed.argmax(axis=1)
-        winner_score = decayed[videos, winner]
-        found = winner_score > closed
-        if not found.any():
-            break
-        index[found, pick] = winner[found]
-        kept_scores[found, pick] = winner_score[found]
-        count += found
-        intersection, union = intersection_and_union_numpy(
-            start[videos, winner, None], end[videos, winner, None], start, end
-        )
-        with np.errstate(invalid="ignore"):
-            if method == "gaussian":
-                tiou = tiou_of_numpy(intersection, union)
-                after = decayed * np.exp(-(tiou * tiou) / np.float32(parameter))
-            else:
-                over = intersection > np.float32(parameter) * union
-                after = np.where(over, decayed * (1 - tiou_of_numpy(intersection, union)), decayed)
-        if labels is not None:
-            after = np.where(labels == labels[videos, winner, None], after, decayed)
-        after[videos, winner] = closed
-        decayed = np.where(after > np.float32(min_score), after, closed)
     return index, kept_scores, count
 
 

@@ -122,6 +122,22 @@ def test_the_best_anchor_is_the_lowest_also_between_tiles_of_anchors(ops):
     assert (result.kind[0] == 1).nonzero().flatten().tolist() == [5]
 
 
+def test_a_distance_beyond_fp32_does_not_hide_what_is_near(ops):
+    """Between the far anchor and the ground truth lies more than fp32 holds, which makes their quotient NaN."""
+    anchors = torch.tensor([[3e38, 2e37], [-3e38, 2e37]])
+    arguments = (anchors, torch.tensor([[-3.05e38, -2.95e38]]), torch.tensor([0]), torch.tensor([0, 1]))
+    assert ops.match(anchors, arguments[1], arguments[3])[0].tolist() == [[-1, 0]]
+    assert ops.assign(*arguments, force_match=True).kind.tolist() == [[0, 1]]
+
+
+def test_more_ground_truths_than_a_byte_counts(ops):
+    """The closest one of 300 is the 290th, beside copies behind it."""
+    segments = torch.tensor([[0.8, 0.9]]).repeat(300, 1)
+    segments[289:] = torch.tensor([0.1, 0.2])
+    index, _ = ops.match(torch.tensor([[0.15, 0.1]]), segments, torch.tensor([0, 300]))
+    assert index.tolist() == [[289]]
+
+
 def test_no_anchors_force_nothing(ops):
     result = ops.assign(
         torch.zeros((0, 2)), torch.tensor([[0.1, 0.2]]), torch.tensor([0]), torch.tensor([0, 1]), force_match=True
