@@ -5,6 +5,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "model": "without a GPU: what the compiled kernels say of themselves",
     "report": "draw records and write their tables",
     "compare": "say what became slower between two records",
     "tune": "find the fastest tile sizes on the GPU of this machine, for the launchers",

@@ -36,6 +36,7 @@ class Sizes:
     most_ground_truths: int = 25
     outputs: int = 100
     many: tuple[int, ...] = (100_000, 1_000_000)
+    stairs: int = 20_000
     resampled_videos: int = 256
     mean_rows: int = 440
     dimension: int = 2048
@@ -211,6 +212,15 @@ def long_nms_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         for most in (sizes.outputs, count):
             call = functools.partial(kernels.nms, tiou_threshold=0.9, max_output=most)
             yield Line("nms", f"one video N={count} tiou 0.9 best {most}", arguments, call, axis="many", value=count)
+    call = functools.partial(kernels.nms, tiou_threshold=0.9, max_output=sizes.stairs)
+    yield Line("nms", f"staircase N={sizes.stairs} tiou 0.9", staircase(device, sizes.stairs), call)
+
+
+def staircase(device: str, count: int) -> tuple[Tensor, Tensor, None]:
+    """Arguments of `nms` where each candidate overlaps its neighbours alone: decided one after the other."""
+    start = torch.arange(count, device=device) * 0.04
+    scores = torch.linspace(1, 0.5, count, device=device)
+    return torch.stack([start, start + 1], dim=-1)[None], scores[None], None
 
 
 def soft_nms_lines(device: str, sizes: Sizes) -> Iterator[Line]:

@@ -9,6 +9,7 @@ TINY = lines.Sizes(
     most_ground_truths=4,
     outputs=10,
     many=(1100, 2300),
+    stairs=1200,
     resampled_videos=3,
     mean_rows=12,
     dimension=8,
