@@ -10,14 +10,14 @@ import pytest
 
 from bench import cases
 from bench.contest import Contest
-from bench.peers import assignment
+from bench.peers import NO_COMPILER, NO_NUMBA, assignment, numba_loops
 
 CASES = {"small": (4, 5), "design": (256, 25)}  # videos, most ground truths of one
-WAYS = ("ahernet", "torch broadcast", "torch, video by video", "numpy, truth by truth")
+WAYS = ("ahernet", "C++", "numba, then torch", "torch broadcast", "torch, video by video", "numpy, truth by truth")
 
 
 @pytest.fixture(scope="module", params=CASES)
-def contest(request):
+def contest(request, compiled):
     videos, most = CASES[request.param]
     anchors = cases.anchors()
     gt_segments, gt_labels, gt_offsets = cases.ground_truths(videos, most)
@@ -25,14 +25,19 @@ def contest(request):
     def after(match, *settings):
         return assignment.assigned(anchors, gt_segments, gt_labels, match(anchors, gt_segments, gt_offsets, *settings))
 
+    numba = numba_loops()
     ways = {
         "ahernet": functools.partial(kernels.assign, anchors, gt_segments, gt_labels, gt_offsets),
+        "C++": compiled and functools.partial(compiled.assign, anchors, gt_segments, gt_labels, gt_offsets),
+        "numba, then torch": numba and functools.partial(after, numba.match),
         "torch broadcast": functools.partial(after, assignment.match_broadcast, most),
         "torch, video by video": functools.partial(after, assignment.match_torch_loop),
         "numpy, truth by truth": functools.partial(after, assignment.match_numpy_loop),
     }
+    absent = {**({} if compiled else {"C++": NO_COMPILER}), **({} if numba else {"numba, then torch": NO_NUMBA})}
+    ways = {name: way for name, way in ways.items() if name not in absent}
     sizes = {"videos": videos, "anchors": cases.ANCHORS, "most_ground_truths": most}
-    return Contest(f"assign, {request.param}", sizes, ways)
+    return Contest(f"assign, {request.param}", sizes, ways, absent=absent)
 
 
 @pytest.mark.parametrize("way", WAYS)

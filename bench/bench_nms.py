@@ -3,7 +3,7 @@
     python -m pytest bench/bench_nms.py
 
 `design` is what localizing a batch asks for. The C++ greedy is plain O(N^2), without any search; the peers' form
-calls it once a video and class.
+calls it once a video and class. The windowed forms, in C++ and numba, look only where an overlap can be.
 """
 
 import functools
@@ -14,7 +14,7 @@ import pytest
 
 from bench import cases
 from bench.contest import Contest
-from bench.peers import suppression
+from bench.peers import NO_COMPILER, NO_NUMBA, numba_loops, suppression
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,30 @@ CASES = {
     "20,000": Case(1, 20_000, 0.9, 20_000),
     "20,000, tiou 0.5": Case(1, 20_000, 0.5, 20_000),
 }
-WAYS = ("ahernet", "C++ greedy", "per class, C++", "numpy loop", "torch matrix")
+IN_CPP = ("C++ windowed", "C++ greedy", "per class, C++")
+WAYS = ("ahernet", *IN_CPP, "numba windowed", "numpy loop", "torch matrix")
 TOO_LARGE = {"torch matrix": "the matrix of all pairs would take gigabytes"}
-NO_COMPILER = {"C++ greedy": "g++ is not installed", "per class, C++": "g++ is not installed"}
 ONE_CLASS = {"per class, C++": "there are no classes"}
 
 
 @pytest.fixture(scope="module", params=CASES)
-def contest(request, greedy):
+def contest(request, compiled):
     case = CASES[request.param]
     segments, scores, labels = cases.candidates(case.videos, case.candidates, case.classes)
     arguments = (segments, scores, labels if case.class_aware else None, case.threshold, case.outputs)
+    numba = numba_loops()
     ways = {
         "ahernet": functools.partial(kernels.nms, *arguments),
-        "C++ greedy": greedy and functools.partial(greedy.nms, *arguments),
-        "per class, C++": greedy and functools.partial(suppression.per_class, greedy.nms_one, *arguments),
+        "C++ windowed": compiled and functools.partial(compiled.windowed_nms, *arguments),
+        "C++ greedy": compiled and functools.partial(compiled.nms, *arguments),
+        "per class, C++": compiled and functools.partial(suppression.per_class, compiled.nms_one, *arguments),
+        "numba windowed": numba and functools.partial(numba.windowed_nms, *arguments),
         "numpy loop": functools.partial(suppression.numpy_loop, *arguments),
         "torch matrix": functools.partial(suppression.torch_matrix, *arguments),
     }
     absent = {
-        **({} if greedy else NO_COMPILER),
+        **({} if compiled else dict.fromkeys(IN_CPP, NO_COMPILER)),
+        **({} if numba else {"numba windowed": NO_NUMBA}),
         **({} if case.class_aware else ONE_CLASS),
         **(TOO_LARGE if case.candidates > 10_000 else {}),
     }

@@ -10,7 +10,7 @@ import pytest
 
 from bench import cases
 from bench.contest import Contest, close
-from bench.peers import suppression
+from bench.peers import NO_COMPILER, suppression
 
 CASES = {  # videos, candidates, outputs, method, parameter
     "small": (2, 96, 20, "gaussian", 0.5),
@@ -22,7 +22,7 @@ WAYS = ("ahernet", "C++ loop", "numpy loop", "torch, a pass a pick")
 
 
 @pytest.fixture(scope="module", params=CASES)
-def contest(request, greedy):
+def contest(request, compiled):
     videos, candidates, outputs, method, parameter = CASES[request.param]
     arguments = (*cases.candidates(videos, candidates, CLASSES), method, parameter, outputs)
     ways = {
@@ -30,9 +30,9 @@ def contest(request, greedy):
         "numpy loop": functools.partial(suppression.soft_numpy_loop, *arguments),
         "torch, a pass a pick": functools.partial(suppression.soft_torch, *arguments),
     }
-    absent = {} if greedy else {"C++ loop": "g++ is not installed"}
-    if greedy:
-        ways["C++ loop"] = functools.partial(greedy.soft_nms, *arguments)
+    absent = {} if compiled else {"C++ loop": NO_COMPILER}
+    if compiled:
+        ways["C++ loop"] = functools.partial(compiled.soft_nms, *arguments)
     sizes = {"videos": videos, "candidates": candidates, "outputs": outputs, "method": method, "parameter": parameter}
     return Contest(f"soft_nms, {request.param}", sizes, ways, check=close, absent=absent)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.peers.compiled import Greedy, has_compiler
+from bench.peers.compiled import Compiled, has_compiler
 
 PACKAGES = ("torch", "numpy", "pytest-benchmark")
 KEPT_FIELDS = ("group", "name", "fullname", "params", "param", "extra_info")
@@ -45,13 +45,13 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def greedy():
-    """The compiled C++ greedy, or None where there is no compiler."""
+def compiled():
+    """The forms in C++, or None where there is no compiler."""
     if not has_compiler():
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield Greedy(Path(folder))
+        yield Compiled(Path(folder))
 
 
 @pytest.fixture
