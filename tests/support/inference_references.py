@@ -80,3 +80,26 @@ def assert_found(found, video: int, expected: list[Candidate]) -> None:
     scores = torch.tensor([k[1] for k in expected])
     torch.testing.assert_close(found.scores[video, :count], scores, atol=2e-6, rtol=0)
     assert found.labels[video, :count].tolist() == [k[2] for k in expected]
+
+
+def _two_videos(batch):
+    """A smaller batch: two other videos of some of the rows."""
+    return batch[0][31:1243], torch.tensor([0, 700, 1212])
+
+
+def assert_compiles(step, batch) -> None:
+    """Assert that a step is one graph for batches of any size."""
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for (rows, offsets), videos in ((batch, LONG), (_two_videos(batch), (0, 1))):
+        for got, expected in zip(compiled(rows, offsets), step(rows, offsets), strict=True):
+            torch.testing.assert_close(got[[*videos]], expected[[*videos]], atol=1e-5, rtol=0)
+
+
+def assert_exports(step, batch) -> None:
+    """Assert that a step is exported for any number of rows and videos."""
+    rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
+    program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
+    few = _two_videos(batch)
+    for got, expected in zip(program.module()(*few), step(*few), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

@@ -33,6 +33,8 @@ SMALL = {
     "method": {"pretrain_iterations": 0, "context_iterations": 2},
     "training": {"batch_size": 4, "iterations": 20, "checkpoint_every": 6, "decay_every": 7, "cpu_threads": 1},
 }
+# Every phase and every step of the method, a few iterations each.
+PHASES = {"method": {"pretrain_iterations": 3, "context_iterations": 3}, "training": {"iterations": 4}}
 
 
 @dataclass(frozen=True)

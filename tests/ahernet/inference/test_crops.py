@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_references import LONG, anchor_segments, assert_found, suppressed
+from inference_references import LONG, anchor_segments, assert_compiles, assert_exports, assert_found, suppressed
 
 import ahernet.inference.crops
 from ahernet.config import InferenceConfig
@@ -138,22 +138,13 @@ def test_bfloat16_detections_are_near_the_float32_ones(localizer, batch):
 
 # Nine proposals: more than go through at once, so that the loop is in the graph.
 def test_the_step_compiles_as_one_graph_for_any_batch(localizer, batch):
-    torch._dynamo.reset()
     step = CropStep(localizer, InferenceConfig(top_k=9))
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
-    few = batch[0][31:1243], torch.tensor([0, 700, 1212])
-    for (rows, offsets), videos in ((batch, LONG), (few, (0, 1))):
-        for got, expected in zip(compiled(rows, offsets), step(rows, offsets), strict=True):
-            torch.testing.assert_close(got[[*videos]], expected[[*videos]], atol=1e-5, rtol=0)
+    assert_compiles(step, batch)
 
 
 def test_the_step_exports_with_any_number_of_rows_and_videos(localizer, batch):
     step = CropStep(localizer, InferenceConfig(top_k=9))
-    rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
-    program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
-    few = batch[0][31:1243], torch.tensor([0, 700, 1212])
-    for got, expected in zip(program.module()(*few), step(*few), strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert_exports(step, batch)
 
 
 @st.composite

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_references import LONG, assert_found, suppressed
+from inference_references import LONG, assert_compiles, assert_exports, assert_found, suppressed
 
 from ahernet.config import InferenceConfig
 from ahernet.inference.snippets import THRESHOLDS, SnippetStep, group_snippets
@@ -148,19 +148,10 @@ def test_one_row_is_localized_in(localizer):
 
 @pytest.mark.parametrize("config", [InferenceConfig(), InferenceConfig(suppression="gaussian", top_k_before=50)])
 def test_the_step_compiles_as_one_graph_for_any_batch(localizer, batch, config):
-    torch._dynamo.reset()
     step = SnippetStep(localizer, config)
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
-    few = batch[0][31:1243], torch.tensor([0, 700, 1212])
-    for (rows, offsets), videos in ((batch, LONG), (few, (0, 1))):
-        for got, expected in zip(compiled(rows, offsets), step(rows, offsets), strict=True):
-            torch.testing.assert_close(got[[*videos]], expected[[*videos]], atol=1e-5, rtol=0)
+    assert_compiles(step, batch)
 
 
 def test_the_step_exports_with_any_number_of_rows_and_videos(localizer, batch):
     step = SnippetStep(localizer, InferenceConfig())
-    rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
-    program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
-    few = batch[0][31:1243], torch.tensor([0, 700, 1212])
-    for got, expected in zip(program.module()(*few), step(*few), strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert_exports(step, batch)

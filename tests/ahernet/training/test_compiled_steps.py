@@ -2,16 +2,10 @@
 
 import pytest
 import torch
-from training_worlds import data_of, open_world, small_config
+from training_worlds import data_of, small_config
 
 from ahernet.training.iteration_batches import first_main_iteration, read_iteration
 from ahernet.training.steps import ClassRows, Networks, step_losses
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

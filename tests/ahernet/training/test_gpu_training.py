@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import training_worlds
-from training_worlds import open_world, same_states, small_config, train_in
+from training_worlds import PHASES, same_states, small_config, train_in
 
 import ahernet
 from ahernet.config import RUNS
@@ -16,13 +16,12 @@ from ahernet.training.loss_log import read_loss_log
 
 pytestmark = pytest.mark.gpu
 
-PHASES = {"pretrain_iterations": 2, "context_iterations": 2}
 # cuBLAS takes its workspace from the environment when it starts: a process of its own, which has not used the GPU.
 REPEATED = """
 import sys
 from pathlib import Path
 
-from training_worlds import open_world, small_config, train_in
+from training_worlds import PHASES, open_world, small_config, train_in
 
 from ahernet.training import trainer
 
@@ -31,9 +30,8 @@ folder, run, precision = Path(sys.argv[1]), *sys.argv[2:]
 
 
 def config(iterations):
-    method = {"pretrain_iterations": 2, "context_iterations": 2}
     training = {"iterations": iterations, "deterministic": True, "precision": precision}
-    return small_config(run, method=method, training=training)
+    return small_config(run, **PHASES | {"training": training})
 
 
 with open_world(folder) as world:
@@ -44,20 +42,8 @@ with open_world(folder) as world:
 """
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing the losses takes longer than these runs."""
-    monkeypatch.setattr(trainer, "draw_loss_curve", lambda log, picture: None)
-
-
 def _losses(world, folder, run, device, **training):
-    config = small_config(run, method=PHASES, training={"iterations": 4, **training})
+    config = small_config(run, **PHASES | {"training": {"iterations": 4, **training}})
     train_in(world, folder, config, device=device)
     return read_loss_log(folder / "losses.jsonl")
 

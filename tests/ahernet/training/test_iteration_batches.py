@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_worlds import BASE, data_of, open_world, small_config
+from training_worlds import BASE, data_of, small_config
 
 from ahernet.config import RUNS
 from ahernet.training.iteration_batches import draw_placement, first_main_iteration, phase_of, read_iteration
@@ -27,12 +27,6 @@ NEEDS = {
     ("aherA-", "generators"): {"untrimmed", "foregrounds", "surroundings"},
 }
 BEFORE = {"pretrain_iterations": 2, "context_iterations": 3}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
 
 
 def _config(run, phase="main", **changes):

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_worlds import data_of, open_world, small_config
+from training_worlds import data_of, small_config
 
 from ahernet.config import RUNS
 from ahernet.training import trainer
@@ -38,12 +38,6 @@ class Watch(TorchDispatchMode):
         if REFUSED.match(name) or (floating and REFUSED_IF_FLOATING.match(name)):
             self.refused.add(name)
         return operator(*arguments, **(options or {}))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("preset", ["paper", "tiny"])

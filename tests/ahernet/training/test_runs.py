@@ -5,40 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from training_worlds import BASE, NOVEL, of_classes, open_world, same_states, same_weights, small_config, train_in
+from training_worlds import BASE, NOVEL, PHASES, of_classes, same_states, same_weights, small_config, train_in
 
 from ahernet.checkpoint import load_checkpoint
 from ahernet.config import RUNS
 from ahernet.data.annotations import Annotations
 from ahernet.evaluation.average_precision import average_precision
 from ahernet.inference.localize import localize
-from ahernet.training import trainer
 from ahernet.training.iteration_batches import first_main_iteration
 from ahernet.training.loss_log import read_loss_log
 from ahernet.training.trainer import total_iterations
-
-# Every phase and every step of the method, a few iterations each.
-PHASES = {"method": {"pretrain_iterations": 3, "context_iterations": 3}, "training": {"iterations": 4}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing the losses takes longer than these runs."""
-    monkeypatch.setattr(trainer, "draw_loss_curve", lambda log, picture: None)
-
-
-@pytest.fixture(scope="module")
-def finished(world, tmp_path_factory):
-    """The folder of a run of all phases."""
-    folder = tmp_path_factory.mktemp("finished")
-    train_in(world, folder, small_config("aher", **PHASES))
-    return folder
 
 
 def _overfit(world, folder, run, iterations, **changes):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_worlds import BASE, DIMENSION, data_of, open_world, small_config
+from training_worlds import BASE, DIMENSION, data_of, small_config
 
 from ahernet.config import RUNS, Config
 from ahernet.model.context import synthesize
@@ -89,12 +89,6 @@ class Setting(NamedTuple):
         """The losses of all steps, with some of the arguments changed."""
         changed = self._replace(**changes)
         return step_losses(changed.networks, changed.config, changed.batch, changed.phase, changed.rows)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
 
 
 def _config(run, phase="main", **changes):

@@ -2,18 +2,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_worlds import BASE, NOVEL, data_of, open_world, small_config
+from training_worlds import BASE, NOVEL, data_of, small_config
 
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 from ahernet.training.training_data import build_training_data
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
 
 
 def _build(world, method="aher", **options):
