@@ -46,7 +46,7 @@ class Cost:
             (self.operations, "fp32_operations_per_second"),
             (self.matrix_operations, "bf16_operations_per_second"),
         )
-        return max(amount / ceilings[name] for amount, name in parts if ceilings.get(name))
+        return max((amount / ceilings[name] for amount, name in parts if name in ceilings), default=0.0)
 
 
 def tensor_bytes(tree: Any) -> int:

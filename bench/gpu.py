@@ -13,6 +13,7 @@ import argparse
 import datetime
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -32,7 +33,7 @@ from torch.utils._pytree import tree_map
 from bench import targets
 from bench.device_timing import DeviceTimer, first_line
 from bench.lines import GROUPS, Call, Line, Sizes
-from bench.records import MODES, OWN
+from bench.records import MODES, OWN, ceilings_text
 
 RESULTS = Path(__file__).with_name("results")
 SCHEMA = 2
@@ -74,20 +75,21 @@ def measured(line: Line, timer: DeviceTimer, ceilings: Ceilings) -> Iterator[Rec
             "launches": timer.launches(call, line.arguments) if name == OWN or seconds < PROFILED_SECONDS else None,
             **own_times,
             "bytes_per_second": cost.bytes / seconds,
-            "share_of_copy": cost.bytes / seconds / ceilings["copy_bytes_per_second"],
-            "share_of_matrix": cost.matrix_operations / seconds / ceilings["bf16_operations_per_second"],
+            "share_of_copy": cost.bytes / seconds / ceilings.get("copy_bytes_per_second", math.inf),
+            "share_of_matrix": cost.matrix_operations / seconds / ceilings.get("bf16_operations_per_second", math.inf),
             "share_of_ceiling": floor / seconds,
         }
     for name, message in failed.items():
         yield {**entry, "way": name, "failed": message}
     for name, part in line.parts.items():
-        yield {**entry, "way": f"part: {name}", "launches": timer.launches(part, ()), **part_times(name, part, timer)}
+        yield {**entry, "way": f"part: {name}", **part_times(name, part, timer)}
 
 
 def part_times(name: str, part: Call, timer: DeviceTimer) -> Record:
     """Times of a part of a call, or why there are none."""
     try:
-        return {**timer.replays({name: part}, ())[name], "eager": timer.eager({name: part}, ())[name]}
+        replays, eager = timer.replays({name: part}, ())[name], timer.eager({name: part}, ())[name]
+        return {"launches": timer.launches(part, ()), **replays, "eager": eager}
     except Exception as error:
         return {"failed": first_line(error)}
 
@@ -133,9 +135,7 @@ def table(record: Record) -> str:
     heading = f"{'op':18}{'case':44}{'way':30}{'cold us':>11}{'+-%':>6}{'hot us':>11}{'eager us':>11}"
     rows = [
         f"{device['name']}, torch {device['torch']}, triton {device['triton']}; kernel tests: {record['tests']}",
-        f"ceilings: copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
-        f"bf16 {ceilings['bf16_operations_per_second'] / 1e12:.0f} TFLOP/s, "
-        f"fp32 {ceilings['fp32_operations_per_second'] / 1e12:.0f} TFLOP/s",
+        "ceilings: " + ceilings_text(ceilings),
         f"{heading}{'launches':>9}{'% floor':>9}{'x ours':>9}  equal",
     ]
     ours: Record = {}

@@ -52,6 +52,15 @@ def load(path: Path) -> dict[str, Any]:
     return record
 
 
+def ceilings_text(ceilings: dict[str, float]) -> str:
+    """The ceilings that a record of a GPU has measured."""
+    tera = {name.partition("_")[0]: (rate / 1e12, "bytes" in name) for name, rate in ceilings.items()}
+    rates = (
+        f"{name} {rate:.2f} TB/s" if moved else f"{name} {rate:.0f} TFLOP/s" for name, (rate, moved) in tera.items()
+    )
+    return ", ".join(rates)
+
+
 def is_gpu(record: dict[str, Any]) -> bool:
     """Whether the GPU suite wrote it."""
     return "lines" in record

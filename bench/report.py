@@ -92,6 +92,8 @@ def draw_roofline(record: Record, axes: Any) -> None:
     x = np.logspace(np.log10(min(intensities)) - 0.5, np.log10(max(intensities)) + 0.7, 200)
     by_memory = x * ceilings["copy_bytes_per_second"]
     for name, label in (("bf16_operations_per_second", "bf16 products"), ("fp32_operations_per_second", "fp32")):
+        if name not in ceilings:
+            continue
         rate = ceilings[name]
         axes.plot(x, np.minimum(by_memory, rate), color="0.4", linewidth=1)
         axes.annotate(f"{label}, {rate / 1e12:.0f} TFLOP/s", (x[-1], rate), ha="right", va="bottom", color="0.3")
@@ -157,7 +159,7 @@ def write_pictures(record: Record, stem: str, folder: Path) -> list[Path]:
     bars = sum(map(len, speedups(record).values()))
     if bars:
         save("speedups", (9, 1.2 + ROW_INCHES * bars), lambda figure: draw_speedups(record, figure.subplots()))
-    if is_gpu(record) and points(record):
+    if is_gpu(record) and points(record) and "copy_bytes_per_second" in record["ceilings"]:
         save("roofline", (8, 5.5), lambda figure: draw_roofline(record, figure.subplots()))
     swept = sweeps(record) if is_gpu(record) else {}
     if swept:

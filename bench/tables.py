@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bench.records import MODES, OWN, is_gpu
+from bench.records import MODES, OWN, ceilings_text, is_gpu
 from bench.targets import verdicts
 
 README = Path(__file__).with_name("README.md")
@@ -48,9 +48,7 @@ def gpu_table(record: Record) -> str:
     versions = ", ".join(f"{name} {device[name]}" for name in ("python", "torch", "triton"))
     rows = [
         f"{record['datetime'][:10]}, {device['name']}, {versions}, {_commit(record['commit'])}; kernel tests: "
-        f"{record['tests']}. Ceilings measured in the same run: copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} "
-        f"TB/s, bf16 products {ceilings['bf16_operations_per_second'] / 1e12:.0f} TFLOP/s, fp32 "
-        f"{ceilings['fp32_operations_per_second'] / 1e12:.0f} TFLOP/s.",
+        f"{record['tests']}. Ceilings measured in the same run: {ceilings_text(ceilings)}.",
         "",
         "| target | | measured | met |",
         "|---|---|---|---|",
