@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.network import channels_last
+from ahernet.inference.network import ChannelsLastBackbone
 from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 
@@ -48,7 +48,7 @@ class Step(nn.Module):
         self.config = config
         self.model_config = model.config
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.backbone = channels_last(model.backbone).to(self.precision)
+        self.backbone = ChannelsLastBackbone(model.backbone).to(self.precision)
         chosen = class_weights if class_rows is None else class_weights.select(class_rows)
         self.weights = nn.ParameterList(weight.detach().to(self.precision, copy=True) for weight in chosen.weights)
         self.biases = nn.ParameterList(bias.detach().to(self.precision, copy=True) for bias in chosen.biases)
