@@ -35,6 +35,7 @@ from ahernet.training.training_state import Run, save_state, set_learning_rates,
 
 # Losses stay on the device for this many iterations: reading them waits for it.
 LOG_EVERY = 10
+REMEDY = "a smaller training.learning_rate or a training.gradient_clip may help"
 # Where cuBLAS looks for its workspace when it starts, and the sizes with which it repeats its results.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 REPEATABLE_WORKSPACES = (":4096:8", ":16:8")
@@ -93,8 +94,8 @@ def train(
     Raises:
         UserError: nothing to train on; moments that the settings have no use for, or the other way round; features
             of another dimension than the settings say; `out_folder` holds a run and `resume` is not given, a run of
-            other settings or data, or one that is being written; a loss that is not finite; a full disk;
-            `training.deterministic` on a GPU that this process has used without before.
+            other settings or data, or one that is being written; a loss or parameters that are not finite; a full disk;
+            `training.deterministic` on a GPU that this process has used without it before.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     began = time.monotonic()
@@ -167,6 +168,7 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
                 bar.update(len(unread))
                 unread.clear()
             if save or last:
+                _refuse_broken(run)
                 save_state(folder, run, data)
             if stop and not last:
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
@@ -209,6 +211,12 @@ def _read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: Training
     return entries
 
 
+def _refuse_broken(run: Run) -> None:
+    """Refuse to keep parameters that a gradient which is not finite has spoilt: the last checkpoint stays."""
+    if not torch.stack([parameter.isfinite().all() for parameter in run.networks.parameters()]).all():
+        raise UserError(f"parameters not finite after iteration {run.iteration}, though its loss is; {REMEDY}")
+
+
 def _not_finite(iteration: int, losses: dict[str, float], config: Config, data: TrainingData) -> str:
     """Say what made a loss not finite: features, or else the settings."""
     batch = read_iteration(data.untrimmed, data.moments, config, iteration)
@@ -225,10 +233,7 @@ def _not_finite(iteration: int, losses: dict[str, float], config: Config, data: 
         if broken:
             return f"{source.archive.path}: {what}: features that are not finite in {', '.join(map(repr, broken))}"
         ids += part.video_ids
-    return (
-        f"{', '.join(archives)}: {what}: videos {', '.join(map(repr, ids))}; "
-        f"a smaller training.learning_rate or a training.gradient_clip may help"
-    )
+    return f"{', '.join(archives)}: {what}: videos {', '.join(map(repr, ids))}; {REMEDY}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from training_worlds import BASE, DIMENSION, open_world, same_states, same_weights, small_config, train_in
+from training_worlds import BASE, DIMENSION, PHASES, same_states, same_weights, small_config, train_in
 
 from ahernet.checkpoint import load_checkpoint
 from ahernet.config import PRESETS, Config, config_to_dict
@@ -27,29 +27,6 @@ from ahernet.training.steps import step_losses
 from ahernet.training.trainer import learning_rate
 from ahernet.training.training_data import build_training_data
 from ahernet.training.training_state import start_or_resume
-
-# Every phase and every step of the method, a few iterations each.
-PHASES = {"method": {"pretrain_iterations": 3, "context_iterations": 3}, "training": {"iterations": 4}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def finished(world, tmp_path_factory):
-    """The folder of a run of all phases."""
-    folder = tmp_path_factory.mktemp("finished")
-    train_in(world, folder, small_config("aher", **PHASES))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing the losses takes longer than these runs."""
-    monkeypatch.setattr(trainer, "draw_loss_curve", lambda log, picture: None)
 
 
 def _config(run="aher*", **training):
@@ -529,6 +506,22 @@ def test_a_loss_that_is_not_finite_names_the_archives_that_were_read(world, tmp_
     for run, archives in (("aherM", f"{moments}"), ("aher*", f"{untrimmed}"), ("aher-", f"{untrimmed}, {moments}")):
         with pytest.raises(UserError, match=rf"^{archives}: loss not finite at iteration 1 "):
             train_in(world, tmp_path / run.strip("*"), _config(run, iterations=1))
+
+
+def test_parameters_that_are_not_finite_are_not_kept(world, tmp_path, monkeypatch):
+    losses = step_losses
+
+    def broken(networks, *arguments):
+        # Of value 0, with a gradient of 0 / 0.
+        nothing = (next(networks.localizer.parameters()).sum() * 0).sqrt()
+        return {name: step._replace(loss=step.loss + nothing) for name, step in losses(networks, *arguments).items()}
+
+    train_in(world, tmp_path, _config(iterations=6))
+    kept = (tmp_path / "training_state.pt").read_bytes()
+    monkeypatch.setattr(trainer, "step_losses", broken)
+    with pytest.raises(UserError, match=r"^parameters not finite after iteration 7, though its loss is; a smaller"):
+        train_in(world, tmp_path, _config(iterations=7), resume=True)
+    assert (tmp_path / "training_state.pt").read_bytes() == kept
 
 
 def test_another_feature_dimension_is_refused(world, tmp_path):
