@@ -37,6 +37,7 @@ from bench.records import MODES, OWN, ceilings_text
 
 RESULTS = Path(__file__).with_name("results")
 SCHEMA = 2
+NOT_SWEPT = (None, "", "many")  # axes of lines that stand in the table
 NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group
 PROFILED_SECONDS = 0.05  # peers that take longer start too many kernels to count
 LINE_SECONDS = 60.0  # after which a line is given up: a kernel that never ends must not end the run
@@ -130,30 +131,32 @@ def is_good(entry: Record) -> bool:
 
 
 def table(record: Record) -> str:
-    """The record as text: one row a way, microseconds by median, in how many times the first way's time."""
+    """The record as text: one row a way, microseconds by median, in how many times our way's time; sweeps are drawn."""
     ceilings, device = record["ceilings"], record["device"]
-    heading = f"{'op':18}{'case':44}{'way':30}{'cold us':>11}{'+-%':>6}{'hot us':>11}{'eager us':>11}"
+    heading = f"{'op':14}{'case':38}{'way':23}{'cold us':>10}{'+-%':>5}{'hot us':>10}{'eager us':>11}"
     rows = [
         f"{device['name']}, torch {device['torch']}, triton {device['triton']}; kernel tests: {record['tests']}",
         "ceilings: " + ceilings_text(ceilings),
-        f"{heading}{'launches':>9}{'% floor':>9}{'x ours':>9}  equal",
+        f"{heading}{'starts':>7}{'% floor':>8}{'x ours':>8} equal",
     ]
     ours: Record = {}
     for entry in record["lines"]:
-        left = f"{entry['op']:18}{entry['case']:44}{entry['way']:30}"
+        left = f"{entry['op'][:13]:14}{entry['case'][:37]:38}{entry['way'][:22]:23}"
         ours = entry if entry["way"] == OWN else ours
         if "failed" in entry:
-            rows.append(f"{left}failed: {entry['failed'][:80]}")
+            rows.append(f"{left}failed: {entry['failed'][:60]}")
+            continue
+        if entry.get("axis") not in NOT_SWEPT:
             continue
         mode = mode_of(entry)
         spread = (entry[mode]["q80_us"] - entry[mode]["q20_us"]) / entry[mode]["median_us"] * 50
         comparable = mode in ours and (entry["op"], entry["case"]) == (ours["op"], ours["case"])
-        share = f"{entry['share_of_ceiling'] * 100:9.1f}" if "share_of_ceiling" in entry else f"{'-':>9}"
+        share = f"{entry['share_of_ceiling'] * 100:8.1f}" if "share_of_ceiling" in entry else f"{'-':>8}"
         cells = [
-            f"{_median(entry, 'cold'):>11}{spread:6.1f}{_median(entry, 'hot'):>11}{_median(entry, 'eager'):>11}",
-            f"{entry['launches'] or '-':>9}{share}",
-            f"{entry[mode]['median_us'] / ours[mode]['median_us']:9.2f}" if comparable else f"{'-':>9}",
-            f"  {_equality(entry)}",
+            f"{_median(entry, 'cold'):>10}{spread:5.1f}{_median(entry, 'hot'):>10}{_median(entry, 'eager'):>11}",
+            f"{entry['launches'] or '-':>7}{share}",
+            f"{entry[mode]['median_us'] / ours[mode]['median_us']:8.2f}" if comparable else f"{'-':>8}",
+            f" {_equality(entry)}",
         ]
         rows.append(left + "".join(cells))
     return "\n".join(rows)

@@ -36,4 +36,8 @@ fi
 
 "$PYTHON" -m bench gpu "$folder" --seconds "${GPU_SECONDS:-140}" "${outcome[@]}" "$@"
 measured=$?
+
+# Pictures and the Markdown table, where matplotlib is; the short table above stays the last thing said.
+record=$(ls -t "$folder"/gpu_*.json 2>/dev/null | head -n 1)
+if [ -n "$record" ]; then "$PYTHON" -m bench report "$record" --out "$folder" >/dev/null 2>&1; fi
 exit $((measured != 0 ? measured : tests))

@@ -62,7 +62,7 @@ class Localization:
         sequence, _ = kernels.resample_checked(*self.arguments, self.model.steps, self.step.precision)
         trained = self.network.backbone.to(self.step.precision)
 
-        def benchmarked() -> list[Tensor]:
+        def searched() -> list[Tensor]:
             with torch.backends.cudnn.flags(benchmark=True):
                 return self.step.backbone(sequence)
 
@@ -72,7 +72,7 @@ class Localization:
         return {
             "resampling": resampling,
             "backbone": lambda: self.step.backbone(sequence),
-            "backbone, convolutions benchmarked": benchmarked,
+            "backbone, searched": searched,
             "backbone, channels first": lambda: trained(sequence),
         }
 
