@@ -164,6 +164,16 @@ def test_many_classes_do_not_mix_the_videos(ops):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_labels_far_apart_are_told_apart(ops, form):
+    """Class and start then fill a key of 64 bits, which leaves no room for a place."""
+    starts = torch.tensor([0.5, 0.1, 0.5, 0.1])
+    segments = torch.stack([starts, starts + 0.2], dim=-1)[None]
+    labels = torch.tensor([[2**30, 2**30, 0, 2**30]])
+    index, _ = getattr(ops, form)(segments, torch.tensor([[4.0, 3.0, 2.0, 1.0]]), labels, 0.5, 4)
+    assert index.tolist() == [[0, 1, 2, -1]]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_an_overlap_within_the_rounding_of_a_length_counts(ops, form):
     """The start and the rounded length of the first segment lead to 0, behind which the second one starts."""
     start, end = np.float32(-1000.3), np.float32(3e-5)
