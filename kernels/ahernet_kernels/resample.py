@@ -19,28 +19,24 @@ from ahernet_kernels._resample_numpy import resample_band
 from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
 
-DEFAULTS = {"BLOCK_T": 8, "BLOCK_D": 256, "num_warps": 4}
+# A warp holds 1,024 channels of each step, so that a weight serves four loads of 16 bytes a thread.
+DEFAULTS = {"BLOCK_T": 2, "BLOCK_D": 2048, "num_warps": 2}
 BACKWARD_DEFAULTS = {"BLOCK_ROWS": 4, "BLOCK_D": 256, "num_warps": 4}
 
 
 @triton.jit
-def bin_weight(step, row, rows, STEPS: tl.constexpr):
-    """Share of a row in the mean over an output bin: its hat function integrated over the bin, by the bin's width.
+def hat_over_bin(left, right, flat_before, flat_after):
+    """The hat function of a row integrated over a bin whose edges are measured from the row, in rows.
 
-    Bin edges are measured from the row, in rows; integer arithmetic keeps them exact however long the sequence.
+    It rises from 0 to 1 over the row before, or is 1 there; and falls likewise over the row after.
     """
-    near, far = step.to(tl.int64) * rows, (step.to(tl.int64) + 1) * rows
-    left = ((near // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((near % STEPS).to(tl.float32), STEPS * 1.0)
-    right = ((far // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((far % STEPS).to(tl.float32), STEPS * 1.0)
-    is_first, is_last = row == 0, row == rows - 1
-    # Left of the row the hat rises, or is 1 for the first row; right of it it falls, or is 1 for the last.
-    a = tl.where(is_first, left, tl.maximum(left, -1.0))
+    a = tl.where(flat_before, left, tl.maximum(left, -1.0))
     b = tl.minimum(right, 0.0)
-    rising = tl.maximum(b - a, 0.0) * tl.where(is_first, 1.0, 1.0 + 0.5 * (a + b))
+    rising = tl.maximum(b - a, 0.0) * tl.where(flat_before, 1.0, 1.0 + 0.5 * (a + b))
     a = tl.maximum(left, 0.0)
-    b = tl.where(is_last, right, tl.minimum(right, 1.0))
-    falling = tl.maximum(b - a, 0.0) * tl.where(is_last, 1.0, 1.0 - 0.5 * (a + b))
-    return (rising + falling) * tl.div_rn(STEPS * 1.0, rows.to(tl.float32))
+    b = tl.where(flat_after, right, tl.minimum(right, 1.0))
+    falling = tl.maximum(b - a, 0.0) * tl.where(flat_after, 1.0, 1.0 - 0.5 * (a + b))
+    return rising + falling
 
 
 @triton.jit
@@ -55,21 +51,33 @@ def resample_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A tile of output steps and channels of one video."""
+    """A tile of output steps and channels of one video.
+
+    The first and the last row stand once more beyond the ends, which makes the signal constant there without a case
+    of its own. A bin's edges are measured from the row before it, so they are as exact hours into a video.
+    """
     video = tl.program_id(1).to(tl.int64)
     step = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin = tl.load(offsets_ptr + video)
-    rows = tl.load(offsets_ptr + video + 1) - begin
-    first = tl.maximum(2 * step.to(tl.int64) * rows - STEPS, 0) // (2 * STEPS)
+    rows = (tl.load(offsets_ptr + video + 1) - begin).to(tl.int32)
+    features_ptr += begin * dimension
+    edge = step.to(tl.int64) * rows  # of the bin, by STEPS the rows before it
+    row = (2 * edge + STEPS) // (2 * STEPS) - 1
+    left = ((edge // STEPS - row).to(tl.float32) - 0.5) + (edge % STEPS).to(tl.float32) * (1.0 / STEPS)
+    right = left + rows.to(tl.float32) * (1.0 / STEPS)
+    share = 1.0 / tl.where(rows > 0, right - left, 1.0)
+    row = row.to(tl.int32)
     mean = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     support = tl.where(rows > 0, tl.cdiv(rows, STEPS) + 2, 0)
-    for k in range(support.to(tl.int32)):
-        row = first + k
-        weight = tl.where(row < rows, bin_weight(step, row, rows, STEPS), 0.0)
+    for k in range(support):
+        weight = hat_over_bin(left, right, False, False) * share
+        inside = tl.minimum(tl.maximum(row + k, 0), rows - 1).to(tl.int64)
         mask = (weight != 0.0)[:, None] & (channel < dimension)[None, :]
-        at = features_ptr + (begin + row)[:, None] * dimension + channel[None, :]
+        at = features_ptr + inside[:, None] * dimension + channel[None, :]
         mean += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        left -= 1.0
+        right -= 1.0
     mask = (step < STEPS)[:, None] & (channel < dimension)[None, :]
     at = output_ptr + (video * STEPS + step)[:, None] * dimension + channel[None, :]
     stored = mean.to(output_ptr.dtype.element_ty)
@@ -79,6 +87,15 @@ def resample_kernel(
         broken = mask & ~(tl.abs(stored.to(tl.float32)) <= FLOAT_MAX)
         if tl.max(tl.max(broken.to(tl.int32), 1), 0) != 0:
             tl.store(finite_ptr + video, 0)
+
+
+@triton.jit
+def bin_weight(step, row, rows, STEPS: tl.constexpr):
+    """Share of a row in the mean over an output bin; integers keep the bin's edges exact however long the sequence."""
+    near, far = step.to(tl.int64) * rows, (step.to(tl.int64) + 1) * rows
+    left = ((near // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((near % STEPS).to(tl.float32), STEPS * 1.0)
+    right = ((far // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((far % STEPS).to(tl.float32), STEPS * 1.0)
+    return hat_over_bin(left, right, row == 0, row == rows - 1) * tl.div_rn(STEPS * 1.0, rows.to(tl.float32))
 
 
 @triton.jit
@@ -138,6 +155,7 @@ def _launch(
     output = torch.empty((videos, steps, dimension), dtype=dtype, device=features.device)
     if videos > 0 and dimension > 0:
         settings = launch_settings("resample", DEFAULTS)
+        settings["BLOCK_D"] = min(settings["BLOCK_D"], triton.next_power_of_2(dimension))
         grid = (triton.cdiv(steps, settings["BLOCK_T"]), videos, triton.cdiv(dimension, settings["BLOCK_D"]))
         checked = finite is not None
         kernel[grid](

@@ -149,8 +149,8 @@ def resample_variant(checked: bool, dtype: str) -> Variant:
         "finite_ptr": "*i1" if checked else f"*{dtype}",
         "dimension": "i32",
     }
-    constants = {"STEPS": 512, "CHECKED": checked, "BLOCK_T": 8, "BLOCK_D": 256}
-    return Variant("resample", "resample_kernel", types, constants)
+    constants = {"STEPS": 512, "CHECKED": checked, "BLOCK_T": 2, "BLOCK_D": 2048}
+    return Variant("resample", "resample_kernel", types, constants, num_warps=2)
 
 
 def soft_nms_variant(gaussian: bool) -> Variant:
