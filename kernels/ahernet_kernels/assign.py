@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -11,23 +10,16 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._arguments import FLOATS, INTEGERS, check_fraction, check_offsets, check_tensor
+from ahernet_kernels._assign_numpy import force_matches, kinds
 from ahernet_kernels._tiou import (
-    Floats,
     finite_segments_numpy,
     intersection_and_union,
-    intersection_and_union_numpy,
     load_anchor_as_segment,
     load_segment,
     tiou_of,
-    unclamped_tiou_numpy,
 )
 from ahernet_kernels._tuning import launch_settings
-from ahernet_kernels.match import (
-    CPU_BLOCK_ELEMENTS,
-    anchors_as_segments_numpy,
-    closest_ground_truth,
-    match_numpy,
-)
+from ahernet_kernels.match import closest_ground_truth, match_numpy
 
 FOREGROUND = 1
 BACKGROUND = 0
@@ -164,33 +156,6 @@ def assign_launch(
     return kind, labels, targets, tiou
 
 
-def _force_matches(
-    anchors: Floats,
-    gt_segments: Floats,
-    gt_offsets: npt.NDArray[np.int64],
-    index: npt.NDArray[np.int64],
-    tiou: Floats,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give every overlapping ground truth its best anchor in `index` and `tiou`; return (video, anchor) of them."""
-    start, end = anchors_as_segments_numpy(anchors)
-    gt_start, gt_end = finite_segments_numpy(gt_segments)
-    best, best_tiou = np.zeros(len(gt_segments), np.int64), np.zeros(len(gt_segments), np.float32)
-    size = max(1, CPU_BLOCK_ELEMENTS // len(anchors))
-    for rows in (slice(first, first + size) for first in range(0, len(gt_segments), size)):
-        pairs = unclamped_tiou_numpy(start, end, gt_start[rows, None], gt_end[rows, None])
-        np.fmax(pairs, 0, out=pairs)
-        best[rows] = pairs.argmax(axis=1)
-        best_tiou[rows] = pairs.max(axis=1)
-    video = np.repeat(np.arange(len(gt_offsets) - 1), np.diff(gt_offsets))
-    # Written from the lowest to the highest claim, so that the highest temporal IoU, lowest row, stays.
-    rows_by_claim = np.lexsort((-np.arange(len(best)), best_tiou))
-    rows_by_claim = rows_by_claim[best_tiou[rows_by_claim] > 0]
-    place = (video[rows_by_claim], best[rows_by_claim])
-    index[place] = rows_by_claim
-    tiou[place] = best_tiou[rows_by_claim]
-    return place
-
-
 @custom_op("ahernet_kernels::assign_cpu", mutates_args=(), device_types="cpu")
 def _assign_cpu(
     anchors: Tensor,
@@ -204,18 +169,13 @@ def _assign_cpu(
     anchors_array, gt_array = anchors.float().numpy(), gt_segments.float().numpy()
     offsets_array, labels_array = gt_offsets.numpy(), gt_labels.numpy()
     index, tiou = match_numpy(anchors_array, gt_array, offsets_array)
-    start, end = anchors_as_segments_numpy(anchors_array)
-    # One more row stands for "nothing overlaps": index -1 finds it.
-    gt_start, gt_end = (np.append(ends, np.float32(0)) for ends in finite_segments_numpy(gt_array))
-    intersection, union = intersection_and_union_numpy(start, end, gt_start.take(index), gt_end.take(index))
-    union[index < 0] = 1
-    foreground = intersection > np.float32(foreground_threshold) * union
-    background = intersection < np.float32(background_threshold) * union
+    kind = kinds(anchors_array, gt_array, index, np.float32(foreground_threshold), np.float32(background_threshold))
     if force_match and index.size:
-        foreground[_force_matches(anchors_array, gt_array, offsets_array, index, tiou)] = True
-    kind = np.where(foreground, FOREGROUND, np.where(background, BACKGROUND, IGNORED))
+        kind[force_matches(anchors_array, gt_array, offsets_array, index, tiou)] = FOREGROUND
     labels = np.append(labels_array, -1).take(index)
-    targets = np.stack([gt_start, gt_end], axis=-1).take(index, axis=0)
+    # One more row stands for "nothing overlaps": index -1 finds it. A pair of numbers moves as one complex number.
+    truths = np.append(np.stack(finite_segments_numpy(gt_array), axis=-1).view(np.complex64), np.complex64(0))
+    targets = truths.take(index).view(np.float32).reshape(*index.shape, 2)
     return torch.from_numpy(kind), torch.from_numpy(labels), torch.from_numpy(targets), torch.from_numpy(tiou)
 
 

@@ -15,11 +15,11 @@ FORMS = ["nms", "nms_large", "nms_by_rank"]
 @pytest.fixture
 def small_cpu_blocks(monkeypatch):
     """The CPU paths work in blocks; here a few candidates already span several."""
-    modules = {name: sys.modules[f"ahernet_kernels.{name}"] for name in ("_nms_numpy", "assign", "match")}
+    modules = {name: sys.modules[f"ahernet_kernels.{name}"] for name in ("_assign_numpy", "_nms_numpy", "match")}
     monkeypatch.setattr(modules["_nms_numpy"], "FIRST_WAVE", 4)
     monkeypatch.setattr(modules["_nms_numpy"], "CHUNK_PAIRS", 7)
     monkeypatch.setattr(modules["match"], "CPU_BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(modules["assign"], "CPU_BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(modules["_assign_numpy"], "CPU_BLOCK_ELEMENTS", 64)
 
 
 def random_segments(*shape, seed=0, longest=0.5):
