@@ -6,8 +6,10 @@ uses it. As Triton does, an op launches on the current device: with several GPUs
 """
 
 from ahernet_kernels.assign import BACKGROUND, FOREGROUND, IGNORED, Assignment, assign
+from ahernet_kernels.classification_loss import classification_loss
 from ahernet_kernels.classify import classify
 from ahernet_kernels.decode import decode
+from ahernet_kernels.decode_classified import decode_classified
 from ahernet_kernels.match import match
 from ahernet_kernels.nms import nms
 from ahernet_kernels.pairwise_tiou import pairwise_tiou
@@ -23,8 +25,10 @@ __all__ = [
     "Assignment",
     "ProposalLoss",
     "assign",
+    "classification_loss",
     "classify",
     "decode",
+    "decode_classified",
     "match",
     "nms",
     "pairwise_tiou",

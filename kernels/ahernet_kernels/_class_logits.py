@@ -1,7 +1,8 @@
 """Class logits of a tile of cells and classes: a matrix product that stays in registers.
 
 The feature map of a scale is read as `(B, d, T)` lies in memory, or as `(B, T, d)` does (channels last). Products are
-summed in fp32: on tensor cores for fp16 and bf16, without TF32 for fp32.
+summed in fp32: on tensor cores for fp16 and bf16, without TF32 for fp32. Loads have no masks for rows and classes that
+are too many: they read the last one again, and what comes of it is dropped.
 """
 
 from typing import NamedTuple
@@ -29,7 +30,7 @@ class Scales(NamedTuple):
 
 def scales_by_depth(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> Scales:
     """Order the scales for a launch; maps that are neither all contiguous nor all channels-last are copied."""
-    channels_last = all(x.transpose(1, 2).is_contiguous() for x in features)
+    channels_last = is_channels_last(features)
     if not channels_last:
         features = [x.contiguous() for x in features]
     order = sorted(range(len(features)), key=lambda j: -features[j].shape[1])
@@ -42,6 +43,11 @@ def scales_by_depth(features: list[Tensor], weights: list[Tensor], biases: list[
     for place in range(len(order), MAX_SCALES):
         constants |= {f"T{place}": 0, f"D{place}": 0, f"C{place}": 0}
     return Scales(tensors, constants, order)
+
+
+def is_channels_last(features: list[Tensor]) -> bool:
+    """Whether the maps `(B, d, T)` all are `(B, T, d)` in memory."""
+    return all(x.transpose(1, 2).is_contiguous() for x in features)
 
 
 def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> None:
@@ -58,8 +64,8 @@ def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list
         check_tensor(f"features[{j}]", features[j], dtype, ("B", f"d_{j}", f"T_{j}"), sizes, device)
         check_tensor(f"weights[{j}]", weights[j], dtype, ("C", f"d_{j}"), sizes, device)
         check_tensor(f"biases[{j}]", biases[j], dtype, ("C",), sizes, device)
-    if sizes["C"] == 0:
-        raise ValueError("weights: expected at least one class")
+        if sizes["C"] == 0 or sizes[f"d_{j}"] == 0:
+            raise ValueError(f"weights[{j}]: expected at least one class and one channel")
 
 
 @triton.jit
@@ -99,33 +105,31 @@ def map_offset(video, cell, cells, dimension, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def load_features(features_ptr, at, inside, channel, cells, dimension, CHANNELS_LAST: tl.constexpr):
-    """Rows of cells, columns of channels; what is not inside is 0."""
+def load_features(features_ptr, at, channel, cells, dimension, CHANNELS_LAST: tl.constexpr):
+    """Rows of cells, columns of channels; 0 where there is no channel."""
     step = 1 if CHANNELS_LAST else cells
     at = features_ptr + at[:, None] + channel.to(tl.int64)[None, :] * step
-    return tl.load(at, mask=inside[:, None] & (channel < dimension)[None, :], other=0.0)
+    return tl.load(at, mask=(channel < dimension)[None, :], other=0.0)
 
 
 @triton.jit
 def load_weights(weights_ptr, index, classes, channel, dimension):
-    """Rows of classes, columns of channels; what is not inside is 0."""
-    at = index.to(tl.int64)[:, None] * dimension + channel[None, :]
-    mask = (index < classes)[:, None] & (channel < dimension)[None, :]
-    return tl.load(weights_ptr + at, mask=mask, other=0.0)
+    """Rows of classes, columns of channels; 0 where there is no channel, the last class again where there is none."""
+    at = tl.minimum(index, classes - 1).to(tl.int64)[:, None] * dimension + channel[None, :]
+    return tl.load(weights_ptr + at, mask=(channel < dimension)[None, :], other=0.0)
 
 
 @triton.jit
 def class_logits(
-    features_ptr, weights_ptr, biases_ptr, at, inside, index, cells, classes, dimension,
+    features_ptr, weights_ptr, biases_ptr, at, index, cells, classes, dimension,
     CHANNELS_LAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Logits in fp32, rows of cells and columns of classes; -inf where there is no class."""
     total = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], tl.float32)
     for first in range(0, dimension, BLOCK_D):
         channel = first + tl.arange(0, BLOCK_D)
-        x = load_features(features_ptr, at, inside, channel, cells, dimension, CHANNELS_LAST)
+        x = load_features(features_ptr, at, channel, cells, dimension, CHANNELS_LAST)
         w = load_weights(weights_ptr, index, classes, channel, dimension)
         total = multiply(x, tl.trans(w), total)
-    is_class = index < classes
-    bias = tl.load(biases_ptr + index, mask=is_class, other=0.0).to(tl.float32)
-    return tl.where(is_class[None, :], total + bias[None, :], float("-inf"))
+    bias = tl.load(biases_ptr + index, mask=index < classes, other=float("-inf")).to(tl.float32)
+    return total + bias[None, :]

@@ -6,8 +6,10 @@ The second merges the chunks, in order, so ties go to the lowest class. Tiles ar
 scale, so that the many short ones fill the gaps at the end.
 
 A tile of 128 cells by 128 classes does 64 multiply-adds for each 2-byte number that it reads, so that the second-level
-cache keeps up with tensor cores; 64 channels a step and three steps in flight take 96 KiB of shared memory, two
-programs a multiprocessor. fp32 has no exact product on tensor cores; its smaller tile keeps operands in registers.
+cache keeps up with tensor cores; 64 channels a step and three steps in flight take 96 KiB of shared memory. Registers
+leave room for one such program of 8 warps a multiprocessor. fp32 has no exact product on tensor cores; its smaller tile
+keeps operands in registers. Channels-last maps are read 16 bytes at a time; of contiguous ones neighbours in memory are
+neighbours in time, whose number differs by scale, so that they are read value by value.
 """
 
 from typing import Any
@@ -69,10 +71,11 @@ def classify_kernel(
     biases_ptr = of_scale(scale, biases_0, biases_1, biases_2, biases_3, biases_4, biases_5, biases_6, biases_7)
 
     inside = row < videos * cells
+    row = tl.minimum(row, videos * cells - 1)
     video, cell = (row // cells).to(tl.int64), row % cells
     index = chunk * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
     logits = class_logits(
-        features_ptr, weights_ptr, biases_ptr, map_offset(video, cell, cells, dimension, CHANNELS_LAST), inside, index,
+        features_ptr, weights_ptr, biases_ptr, map_offset(video, cell, cells, dimension, CHANNELS_LAST), index,
         cells, classes, dimension, CHANNELS_LAST, BLOCK_ROWS, BLOCK_CLASSES, BLOCK_D,
     )  # fmt: skip
 

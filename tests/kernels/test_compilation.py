@@ -18,11 +18,20 @@ AMD_SHARED = 65536
 BUDGETS = {
     "assign": (48, 0),
     "assign_forced": (64, 128),
-    "classify_bf16": (200, 98336),
-    "classify_bf16_contiguous": (200, 98336),
+    "classification_features_bf16": (184, 32800),
+    "classification_features_fp32": (136, 32768),
+    "classification_log_sum_bf16": (144, 73760),
+    "classification_log_sum_fp32": (128, 16384),
+    "classification_merge": (48, 0),
+    "classification_weights_bf16": (192, 32800),
+    "classification_weights_fp32": (120, 12288),
+    "classify_bf16": (216, 98336),
+    "classify_bf16_contiguous": (216, 98336),
     "classify_fp32": (128, 16384),
     "decode_bf16": (64, 512),
     "decode_channels_first": (96, 512),
+    "decode_classified": (72, 512),
+    "decode_classified_rows": (72, 512),
     "decode_fp32": (64, 512),
     "match": (40, 0),
     "merge_chunks": (40, 0),
@@ -49,7 +58,15 @@ BUDGETS = {
 }
 
 # Kernels that multiply matrices hold a tile of sums.
-AMD_REGISTERS_OF_PRODUCTS = {"classify_bf16": 144, "classify_bf16_contiguous": 168}
+AMD_REGISTERS_OF_PRODUCTS = {
+    "classification_features_bf16": 144,
+    "classification_features_fp32": 144,
+    "classification_log_sum_bf16": 96,
+    "classification_weights_bf16": 248,
+    "classification_weights_fp32": 192,
+    "classify_bf16": 144,
+    "classify_bf16_contiguous": 168,
+}
 
 
 @pytest.mark.aot

@@ -6,6 +6,7 @@ import kernel_samples
 import pytest
 import torch
 import triton
+from ahernet_kernels.classification_loss import labelled_first
 from pretended_gpu import CompileOnlyDriver
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,6 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 SAMPLES = kernel_samples.samples()
 OPS = {name: getattr(torch.ops.ahernet_kernels, sample.function.__name__).default for name, sample in SAMPLES.items()}
+
+MISSING = {  # arguments that the registered ops have and the public functions do not, or not without a default
+    "classification_loss": labelled_first(SAMPLES["classification_loss"].arguments[3], kernel_samples.CELLS, 5)[:2],
+    "nms_agnostic": (float("-inf"),),
+    "soft_nms_linear": (0.0,),
+}
 
 
 class Call(torch.nn.Module):
@@ -42,8 +49,7 @@ def assert_same(actual, expected):
 
 def op_arguments(name):
     """Arguments of the registered op, which has no defaults: those of the public function, completed."""
-    missing = {"nms_agnostic": (float("-inf"),), "soft_nms_linear": (0.0,)}
-    return (*SAMPLES[name].arguments, *missing.get(name, ()))
+    return (*SAMPLES[name].arguments, *MISSING.get(name, ()))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -94,6 +100,30 @@ def test_backward_of_a_kept_proposal_loss_may_run_again_and_for_one_loss_alone()
     both = torch.autograd.grad(2 * losses.offset - losses.overlap, leaves, retain_graph=True)
     assert_same([2 * x - y for x, y in zip(first, second, strict=True)], both)
     assert_same(torch.autograd.grad(losses.offset, leaves), first)
+
+
+def test_opcheck_accepts_the_gradients_of_classification_loss():
+    *per_scale, labels, order, ends = op_arguments("classification_loss")
+    leaves = [[x.clone().requires_grad_() for x in tensors] for tensors in per_scale]
+    torch.library.opcheck(OPS["classification_loss"], (*leaves, labels, order, ends))
+    _, log_sum = OPS["classification_loss"](*per_scale, labels, order, ends)
+    torch.library.opcheck(
+        torch.ops.ahernet_kernels.classification_loss_backward.default,
+        (torch.tensor(0.5), *per_scale, labels, order, ends, log_sum),
+    )
+
+
+def test_gradients_flow_through_a_compiled_classification_loss():
+    *per_scale, labels = SAMPLES["classification_loss"].arguments
+    gradients = []
+    for function in (
+        SAMPLES["classification_loss"].function,
+        torch.compile(SAMPLES["classification_loss"].function, fullgraph=True, backend="aot_eager"),
+    ):
+        leaves = [[x.clone().requires_grad_() for x in tensors] for tensors in per_scale]
+        function(*leaves, labels).backward()
+        gradients.append([x.grad for tensors in leaves for x in tensors])
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient and is not a double")
@@ -178,9 +208,9 @@ def test_a_cpu_and_a_gpu_return_the_same_shapes_types_and_strides(name, dtype):
     assert described[0] == described[1]
 
 
-LAUNCHES = {"assign": 1, "assign_forced": 1, "classify": 2, "decode": 1, "match": 1, "nms": 1, "nms_agnostic": 1,
-            "nms_large": 9, "pairwise_tiou": 1, "pick": 1, "proposal_loss": 2, "resample": 1, "resample_checked": 1,
-            "soft_nms": 1,
+LAUNCHES = {"assign": 1, "assign_forced": 1, "classification_loss": 5, "classify": 2, "decode": 1,
+            "decode_classified": 1, "match": 1, "nms": 1, "nms_agnostic": 1, "nms_large": 9, "pairwise_tiou": 1,
+            "pick": 1, "proposal_loss": 2, "resample": 1, "resample_checked": 1, "soft_nms": 1,
             "soft_nms_linear": 1}  # fmt: skip
 
 
@@ -201,6 +231,25 @@ def test_on_a_gpu_an_op_is_its_kernels_and_nothing_waits_for_the_host(name):
     called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert sum("triton_kernel_wrapper" in target for target in called) == LAUNCHES[name]
     assert not [target for target in called if "aten.item" in target or "local_scalar" in target or "nonzero" in target]
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_classification_loss_are_two_launches_a_scale(dtype):
+    *per_scale, labels, order, ends = op_arguments("classification_loss")
+    leaves = (*[x.to(dtype) for x in tree_leaves(per_scale)], labels, order, ends)
+    scales = len(kernel_samples.CELLS)
+
+    def gradients(*tensors):
+        kinds = [list(tensors[first : first + scales]) for first in range(0, 3 * scales, scales)]
+        *others, gradient, log_sum = tensors[3 * scales :]
+        return torch.ops.ahernet_kernels.classification_loss_backward(gradient, *kinds, *others, log_sum)
+
+    with FakeTensorMode():
+        fakes = on_fake("cuda", (*leaves, torch.tensor(1.0), torch.zeros(labels.numel())))
+        graph = aot_export_joint_simple(gradients, fakes, trace_joint=False).graph
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert sum("triton_kernel_wrapper" in target for target in called) == 2 * scales
 
 
 def assert_only_launches(count, function, *arguments):

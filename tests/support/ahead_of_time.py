@@ -76,6 +76,53 @@ def classify_variant(dtype: str, channels_last: bool) -> Variant:
     )
 
 
+LABELLED_SIZES = ("scale", "first_row", "first_cell", "cells", "all_cells", "classes")
+
+
+def labelled_types(dtype: str) -> dict[str, str]:
+    """What kernels of `classification_loss` take of one scale."""
+    types = dict.fromkeys(("features_ptr", "weights_ptr", "biases_ptr"), f"*{dtype}")
+    types |= dict.fromkeys(("labels_ptr", "order_ptr", "ends_ptr"), "*i64")
+    return types | dict.fromkeys((*LABELLED_SIZES, "dimension"), "i32")
+
+
+def log_sum_variant(dtype: str, tile: tuple[int, int, int]) -> Variant:
+    return Variant(
+        "classification_loss",
+        "log_sum_kernel",
+        labelled_types(dtype) | {"part_ptr": "*fp32", "picked_ptr": "*fp32", "rows": "i32"},
+        dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D"), tile, strict=True)),
+        num_warps=8,
+        unaligned=("rows", *LABELLED_SIZES),
+        num_stages=3,
+    )
+
+
+def classification_gradient_variant(kind: str, dtype: str, tile: tuple[int, int, int, int]) -> Variant:
+    outputs = ("output_ptr",) if kind == "feature" else ("weight_output_ptr", "bias_output_ptr")
+    types = {"gradient_ptr": "*fp32", "log_sum_ptr": "*fp32", **dict.fromkeys(outputs, f"*{dtype}")}
+    return Variant(
+        "_classification_gradients",
+        f"{kind}_gradient_kernel",
+        labelled_types(dtype) | types,
+        dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D", "BLOCK_OUT"), tile, strict=True)),
+        num_warps=8,
+        unaligned=LABELLED_SIZES,
+        num_stages=2,
+    )
+
+
+def decode_classified_variant(channels_last: bool) -> Variant:
+    pointers = {"probability_ptr": "*fp32", "cell_labels_ptr": "*i64", "anchors_ptr": "*fp32", "segments_ptr": "*fp32"}
+    sizes = {f"T{j}": 128 >> j for j in range(8)} | {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0}
+    return Variant(
+        "decode_classified",
+        "decode_classified_kernel",
+        per_scale("bf16", "offsets", "overlaps") | pointers | {"scores_ptr": "*fp32", "labels_ptr": "*i64"},
+        sizes | {"CHANNELS_LAST": channels_last, "BLOCK_ANCHORS": 128},
+    )
+
+
 def decode_variant(dtype: str, channels_last: bool) -> Variant:
     outputs = {f"{name}_{j}": f"*{dtype}" for name in ("logits", "offsets", "overlaps") for j in range(8)}
     pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
@@ -172,10 +219,30 @@ def soft_nms_variant(gaussian: bool) -> Variant:
 VARIANTS = {
     "assign": assign_variant(force_match=False),
     "assign_forced": assign_variant(force_match=True),
+    "classification_features_bf16": classification_gradient_variant("feature", "bf16", (64, 64, 64, 128)),
+    "classification_features_fp32": classification_gradient_variant("feature", "fp32", (64, 64, 16, 64)),
+    "classification_log_sum_bf16": log_sum_variant("bf16", (64, 128, 64)),
+    "classification_log_sum_fp32": log_sum_variant("fp32", (64, 64, 16)),
+    "classification_merge": Variant(
+        "classification_loss",
+        "merge_log_sums_kernel",
+        {
+            "labels_ptr": "*i64",
+            "order_ptr": "*i64",
+            **dict.fromkeys(("part_ptr", "picked_ptr", "loss_ptr", "log_sum_ptr"), "*fp32"),
+            **dict.fromkeys(("rows", "classes", "chunks"), "i32"),
+        },
+        {"BLOCK": 128},
+        unaligned=("rows", "classes", "chunks"),
+    ),
+    "classification_weights_bf16": classification_gradient_variant("weight", "bf16", (64, 64, 64, 128)),
+    "classification_weights_fp32": classification_gradient_variant("weight", "fp32", (32, 32, 16, 64)),
     "classify_bf16": classify_variant("bf16", channels_last=True),
     "classify_bf16_contiguous": classify_variant("bf16", channels_last=False),
     "classify_fp32": classify_variant("fp32", channels_last=True),
     "decode_bf16": decode_variant("bf16", channels_last=True),
+    "decode_classified": decode_classified_variant(channels_last=False),
+    "decode_classified_rows": decode_classified_variant(channels_last=True),
     "decode_fp32": decode_variant("fp32", channels_last=True),
     "decode_channels_first": decode_variant("bf16", channels_last=False),
     "match": Variant(

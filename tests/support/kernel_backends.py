@@ -9,11 +9,23 @@ from types import SimpleNamespace
 
 import ahernet_kernels
 import torch
+from ahernet_kernels._classification_gradients import (
+    feature_gradient_kernel,
+    gradients_launch,
+    weight_gradient_kernel,
+)
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._tuning import overridden
 from ahernet_kernels.assign import assign_kernel, assign_launch
+from ahernet_kernels.classification_loss import (
+    classification_loss_launch,
+    labelled_first,
+    log_sum_kernel,
+    merge_log_sums_kernel,
+)
 from ahernet_kernels.classify import classify_kernel, classify_launch, merge_chunks_kernel
 from ahernet_kernels.decode import decode_kernel, decode_launch
+from ahernet_kernels.decode_classified import decode_classified_kernel, decode_classified_launch
 from ahernet_kernels.match import match_kernel, match_launch
 from ahernet_kernels.nms import nms_kernel, nms_launch
 from ahernet_kernels.nms_large import (
@@ -82,8 +94,23 @@ def interpreter() -> SimpleNamespace:
         arguments = (anchors, segments, labels, offsets, foreground_threshold, background_threshold, force_match)
         return ahernet_kernels.Assignment(*assign_launch(assign_kernel, *arguments))
 
+    def classification_loss_and_gradients(features, weights, biases, labels):
+        features = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in features]
+        order, ends, count = labelled_first(labels, [x.shape[2] for x in features], len(weights[0]))
+        arguments = (features, weights, biases, labels, order, ends)
+        loss, log_sum = classification_loss_launch(log_sum_kernel, merge_log_sums_kernel, *arguments)
+        scale = 1 / count.clamp(min=1)
+        kernels = (feature_gradient_kernel, weight_gradient_kernel)
+        return loss * scale, gradients_launch(*kernels, scale, *arguments, log_sum)
+
     def interpreted_decode(logits, offsets, overlaps, anchors, centre_scale=1.0, width_scale=1.0):
         return decode_launch(decode_kernel, logits, offsets, overlaps, anchors, centre_scale, width_scale)
+
+    def interpreted_decode_classified(
+        probability, labels, offsets, overlaps, anchors, centre_scale=1.0, width_scale=1.0
+    ):
+        arguments = (probability, labels, offsets, overlaps, anchors, centre_scale, width_scale)
+        return decode_classified_launch(decode_classified_kernel, *arguments)
 
     def interpreted_nms(segments, scores, labels, tiou_threshold, max_output, min_score=-math.inf):
         return nms_launch(nms_kernel, segments, scores, labels, tiou_threshold, max_output, min_score)
@@ -110,8 +137,10 @@ def interpreter() -> SimpleNamespace:
     return SimpleNamespace(
         name="interpreter",
         assign=interpreted_assign,
+        classification_loss_and_gradients=classification_loss_and_gradients,
         classify=lambda *arguments: classify_launch(classify_kernel, merge_chunks_kernel, *arguments),
         decode=interpreted_decode,
+        decode_classified=interpreted_decode_classified,
         match=lambda *arguments: match_launch(match_kernel, *arguments),
         nms=interpreted_nms,
         nms_large=nms_in_small_tiles(rounds=2),
@@ -147,15 +176,21 @@ def registered(device: str) -> SimpleNamespace:
         gradients = iter(torch.autograd.grad(losses, [x for per_scale in leaves for x in per_scale], scales))
         return [x.detach() for x in losses], [[next(gradients) for _ in per_scale] for per_scale in leaves]
 
+    def classification_loss_and_gradients(features, weights, biases, labels):
+        leaves = [[x.clone().requires_grad_() for x in per_scale] for per_scale in (features, weights, biases)]
+        loss = ahernet_kernels.classification_loss(*leaves, labels)
+        return loss.detach(), list(torch.autograd.grad(loss, [x for per_scale in leaves for x in per_scale]))
+
     def resample_backward(gradient, offsets, rows):
         features = gradient.new_zeros((rows, gradient.shape[2])).requires_grad_()
         ahernet_kernels.resample(features, offsets, gradient.shape[1]).backward(gradient)
         return features.grad
 
-    names = ("assign", "classify", "decode", "match", "nms", "pairwise_tiou", "pick", "resample")
-    names += ("resample_checked", "soft_nms")
+    names = ("assign", "classify", "decode", "decode_classified", "match", "nms", "pairwise_tiou", "pick")
+    names += ("resample", "resample_checked", "soft_nms")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {
+        "classification_loss_and_gradients": on_device(classification_loss_and_gradients),
         "nms_large": on_device(nms_large(2)),
         "nms_by_rank": on_device(nms_large(0)),
         "proposal_loss": on_device(proposal_loss),

@@ -245,6 +245,22 @@ def class_logits(features: list[Tensor], weights: list[Tensor], biases: list[Ten
     return torch.cat(per_scale, dim=1)
 
 
+def classification_loss_and_gradients(
+    features: list[Tensor], weights: list[Tensor], biases: list[Tensor], labels: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """By autograd in fp64, from all logits."""
+    per_kind = [[x.detach().double().requires_grad_() for x in kind] for kind in (features, weights, biases)]
+    leaves = [x for kind in per_kind for x in kind]
+    logits = torch.cat([torch.einsum("bdt,cd->btc", x, w) + bias for x, w, bias in zip(*per_kind, strict=True)], dim=1)
+    labelled = (labels >= 0) & (labels < logits.shape[2])
+    losses = logits[labelled].logsumexp(dim=1) - logits[labelled].gather(1, labels[labelled][:, None])[:, 0]
+    loss = losses.sum() / labelled.sum().clamp(min=1)
+    gradients = torch.autograd.grad(loss, leaves)
+    return loss.detach().float(), [
+        x.to(leaf.dtype) for x, leaf in zip(gradients, [*features, *weights, *biases], strict=True)
+    ]
+
+
 def classify(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, Tensor]:
     logits = class_logits(features, weights, biases)
     probability, labels = torch.zeros(logits.shape[:2]), torch.zeros(logits.shape[:2], dtype=torch.int64)
@@ -262,22 +278,36 @@ def decode(
     centre_scale: float = 1.0,
     width_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    cells = torch.cat(logits, dim=2).transpose(1, 2)
+    best = [[_softmax_best(row) for row in video] for video in cells.tolist()]
+    probability = torch.tensor([[p for p, _ in video] for video in best], dtype=torch.float64).reshape(cells.shape[:2])
+    labels = torch.tensor([[label for _, label in video] for video in best], dtype=torch.int64).reshape(cells.shape[:2])
+    return decode_classified(probability, labels, offsets, overlaps, anchors, centre_scale, width_scale)
+
+
+def decode_classified(
+    probability: Tensor,
+    cell_labels: Tensor,
+    offsets: list[Tensor],
+    overlaps: list[Tensor],
+    anchors: Tensor,
+    centre_scale: float = 1.0,
+    width_scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
     videos, ratios = overlaps[0].shape[:2]
     segments = torch.zeros((videos, len(anchors), 2))
     scores = torch.zeros((videos, len(anchors)))
-    labels = torch.zeros((videos, len(anchors)), dtype=torch.int64)
+    labels = cell_labels.repeat_interleave(ratios, dim=1)
     for video in range(videos):
         a = 0
-        for scale in range(len(logits)):
-            for cell in range(logits[scale].shape[2]):
-                probability, label = _softmax_best(logits[scale][video, :, cell].tolist())
+        for scale in range(len(offsets)):
+            for cell in range(offsets[scale].shape[2]):
                 for ratio in range(ratios):
                     centre_offset = float(offsets[scale][video, 2 * ratio, cell])
                     width_offset = float(offsets[scale][video, 2 * ratio + 1, cell])
-                    overlap = float(overlaps[scale][video, ratio, cell])
                     m_c, m_w = (float(value) for value in anchors[a])
-                    labels[video, a] = label
-                    scores[video, a] = probability * _sigmoid(overlap)
+                    overlap = float(overlaps[scale][video, ratio, cell])
+                    scores[video, a] = float(probability[video, a // ratios]) * _sigmoid(overlap)
                     segment = _decoded(m_c + centre_scale * m_w * centre_offset, m_w, width_scale * width_offset)
                     if segment is not None:
                         segments[video, a] = torch.tensor(segment)

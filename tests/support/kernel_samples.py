@@ -41,6 +41,9 @@ def samples() -> dict[str, Sample]:
         return [torch.randn((videos, channels, length), generator=generator) for length in CELLS]
 
     outputs = (per_scale(classes), per_scale(2 * ratios), per_scale(ratios))
+    cells = (videos, sum(CELLS))
+    classified = (torch.rand(cells, generator=generator), torch.randint(0, classes, cells, generator=generator))
+    cell_labels = torch.randint(-1, classes, cells, generator=generator)
     maps, class_weights = per_scale(16), [torch.randn((classes, 16), generator=generator) for _ in CELLS]
     classifier = (maps, class_weights, [torch.randn(classes, generator=generator) for _ in CELLS])
     ragged = torch.randn((9, 6), generator=generator), torch.tensor([0, 4, 9])
@@ -51,8 +54,10 @@ def samples() -> dict[str, Sample]:
     table: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "assign": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, False)),
         "assign_forced": (ahernet_kernels.assign, (anchors, *truths, 0.8, 0.3, True)),
+        "classification_loss": (ahernet_kernels.classification_loss, (*classifier, cell_labels)),
         "classify": (ahernet_kernels.classify, classifier),
         "decode": (ahernet_kernels.decode, (*outputs, anchors, 1.0, 1.0)),
+        "decode_classified": (ahernet_kernels.decode_classified, (*classified, *outputs[1:], anchors, 1.0, 1.0)),
         "match": (ahernet_kernels.match, (anchors, gt_segments, gt_offsets)),
         "nms": (ahernet_kernels.nms, (segments, scores, labels, 0.5, 10, 0.1)),
         "nms_agnostic": (ahernet_kernels.nms, (segments, scores, None, 0.5, 10)),
