@@ -110,8 +110,8 @@ def train(
     with (
         claim_folder(out_folder),
         cpu_threads(config.training.cpu_threads),
+        _deterministic_algorithms(config.training.deterministic, where),  # first: it must precede any use of the GPU
         launches_on(where),
-        _deterministic_algorithms(config.training.deterministic, where),
     ):
         run = start_or_resume(out_folder, config, data, where, resume)
         _iterate(run, data, out_folder, where, progress)

@@ -21,6 +21,7 @@ from ahernet_kernels._anchors import (
     first_value,
     of_scale,
     scale_of_cell,
+    tile_of_cells,
 )
 from ahernet_kernels._arguments import FLOATS, check_tensor
 from ahernet_kernels._tiou import FLOAT_MAX
@@ -28,6 +29,7 @@ from ahernet_kernels._tuning import launch_settings
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 DEFAULTS = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "num_warps": 4}
+DEFAULTS_CHANNELS_FIRST = {"GROUP": 2, "BLOCK_CLASSES": 32, "BLOCK_CELLS": 16, "num_warps": 1}
 
 
 @triton.jit
@@ -70,28 +72,27 @@ def best_class(
     A lane takes `GROUP` neighbouring classes of a cell at a time: 16 bytes, where channels are last.
     """
     LANES: tl.constexpr = BLOCK_CLASSES // GROUP
-    group, lane = tl.arange(0, GROUP)[:, None, None], tl.arange(0, LANES)[None, :, None]
-    index = lane * GROUP + group
+    index = tl.arange(0, LANES)[None, :, None] * GROUP + tl.arange(0, GROUP)[:, None, None]
     at = cell_ptr[None, None, :] + index.to(tl.int64) * step
-    inside = inside[None, None, :]
+    mask = inside[None, None, :]
     best, total, best_first = walk_over_classes(
-        at, index, inside, step, classes, False, BLOCK_CLASSES, LANES, BLOCK_CELLS
+        at, index, mask, step, classes, False, BLOCK_CLASSES, LANES, BLOCK_CELLS
     )
     # NaN and infinity make a sum NaN. They are rare: only then the walk is repeated with every value looked at.
     if tl.max(tl.max((total != total).to(tl.int32), 0), 0) != 0:
         best, total, best_first = walk_over_classes(
-            at, index, inside, step, classes, True, BLOCK_CLASSES, LANES, BLOCK_CELLS
+            at, index, mask, step, classes, True, BLOCK_CLASSES, LANES, BLOCK_CELLS
         )
     top = tl.max(best, 0)
     reference = tl.where(top > float("-inf"), top, 0.0)
     total = tl.sum(total * tl.exp2((best - reference[None, :]) * LOG2_E), 0)
-    # Which classes they were is looked up once, where a lane holds the best of all.
-    index = index + best_first[None, :, :]
-    wins = inside & (best == top[None, :])[None, :, :] & (index < classes)
-    x = load_logits(cell_ptr[None, None, :] + index.to(tl.int64) * step, wins)
-    label = tl.min(tl.min(tl.where(wins & (x == top[None, None, :]), index, classes), 0), 0)
-    found = top > float("-inf")
-    return tl.where(found, tl.div_rn(1.0, total), 0.0), tl.where(found, label, 0)
+    # Which class it was is looked up once, among those that the best lane took in that step; ties: the lowest.
+    own_first = best_first + tl.arange(0, LANES)[:, None] * GROUP
+    start = tl.min(tl.where(best == top[None, :], own_first, classes), 0)
+    index = start[None, :] + tl.arange(0, GROUP)[:, None]
+    x = load_logits(cell_ptr[None, :] + index.to(tl.int64) * step, inside[None, :] & (index < classes))
+    label = tl.min(tl.where(x == top[None, :], index, classes), 0)
+    return tl.where(top > float("-inf"), tl.div_rn(1.0, total), 0.0), tl.where(top > float("-inf"), label, 0)
 
 
 @triton.jit
@@ -106,16 +107,28 @@ def decode_kernel(
     CLASSES_DIVISOR: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr, BLOCK_ANCHORS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of cells of one video, of whatever scales they are: best class of each, then their anchors."""
-    video = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK_CELLS
-    number = first + tl.arange(0, BLOCK_CELLS)
+    """A tile of cells of one video: best class of each, then their anchors.
+
+    Where channels are last, cells of whatever scales fill a tile. Where they are first, a tile keeps to one scale,
+    whose cells are neighbours in memory.
+    """
+    video, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     all_cells = T0 + T1 + T2 + T3 + T4 + T5 + T6 + T7
-    inside = number < all_cells
-    scale, cells, earlier_cells = scale_of_cell(number, T0, T1, T2, T3, T4, T5, T6, T7)
+    if CHANNELS_LAST:
+        first = tile * BLOCK_CELLS
+        number = first + tl.arange(0, BLOCK_CELLS)
+        scale, cells, earlier_cells = scale_of_cell(number, T0, T1, T2, T3, T4, T5, T6, T7)
+        cell = number - earlier_cells
+        last = tl.minimum(first + BLOCK_CELLS, all_cells)
+    else:
+        scale, cells, cell, earlier_cells = tile_of_cells(tile, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_CELLS)
+        number = earlier_cells + cell
+        first = tl.min(number, 0)
+        last = tl.minimum(first + BLOCK_CELLS, earlier_cells + cells)
+    inside = number < last
     classes = classes // CLASSES_DIVISOR * CLASSES_DIVISOR  # as it is: now the compiler can see it, too
     cell_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    cell_ptr += first_value(video, classes, number - earlier_cells, cells, CHANNELS_LAST)
+    cell_ptr += first_value(video, classes, cell, cells, CHANNELS_LAST)
     probability, label = best_class(
         cell_ptr, inside, 1 if CHANNELS_LAST else cells, classes, GROUP, BLOCK_CLASSES, BLOCK_CELLS
     )
@@ -125,7 +138,7 @@ def decode_kernel(
     tl.debug_barrier()
     lane = tl.arange(0, BLOCK_ANCHORS)
     anchor = first * RATIOS + lane
-    in_tile = (lane < BLOCK_CELLS * RATIOS) & (anchor < all_cells * RATIOS)
+    in_tile = anchor < last * RATIOS
     decode_anchors(
         video, anchor, in_tile, probability_ptr, cell_labels_ptr,
         offsets_0, offsets_1, offsets_2, offsets_3, offsets_4, offsets_5, offsets_6, offsets_7,
@@ -158,9 +171,10 @@ def decode_launch(
     absent = MAX_SCALES - len(cells)
     lengths = [*cells, *[0] * absent]
     channels_last = all(tensor.stride(1) == 1 for tensor in offsets)
-    settings = launch_settings("decode" if channels_last else "decode_channels_first", DEFAULTS)
-    block = settings["BLOCK_CELLS"]
-    kernel[(videos, triton.cdiv(sum(cells), block))](
+    names = ("decode", DEFAULTS) if channels_last else ("decode_channels_first", DEFAULTS_CHANNELS_FIRST)
+    settings = launch_settings(*names)
+    tiled = [sum(cells)] if channels_last else cells
+    kernel[(videos, sum(triton.cdiv(length, settings["BLOCK_CELLS"]) for length in tiled))](
         *logits, *logits[:1] * absent,
         *offsets, *offsets[:1] * absent,
         *overlaps, *overlaps[:1] * absent,
@@ -169,7 +183,7 @@ def decode_launch(
         T4=lengths[4], T5=lengths[5], T6=lengths[6], T7=lengths[7],
         RATIOS=ratios, CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale,
         CHANNELS_LAST=channels_last, CLASSES_DIVISOR=math.gcd(classes, 16),
-        BLOCK_ANCHORS=triton.next_power_of_2(block * ratios), **settings,
+        BLOCK_ANCHORS=triton.next_power_of_2(settings["BLOCK_CELLS"] * ratios), **settings,
     )  # fmt: skip
     return segments, scores, labels
 

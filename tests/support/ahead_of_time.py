@@ -128,7 +128,8 @@ def decode_variant(dtype: str, channels_last: bool) -> Variant:
     pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
     lengths = {f"T{j}": 128 >> j for j in range(8)}
     constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "CHANNELS_LAST": channels_last}
-    constants |= {"CLASSES_DIVISOR": 8, "GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "BLOCK_ANCHORS": 64}
+    tile = {"GROUP": 8, "BLOCK_CLASSES": 64} if channels_last else {"GROUP": 2, "BLOCK_CLASSES": 32}
+    constants |= {**tile, "CLASSES_DIVISOR": 8, "BLOCK_CELLS": 16, "BLOCK_ANCHORS": 64}
     scratch = {"probability_ptr": "*fp32", "cell_labels_ptr": "*i32"}
     return Variant(
         "decode",
