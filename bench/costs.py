@@ -106,6 +106,19 @@ def classify(arguments: tuple[Any, ...], result: Any) -> Cost:
     return Cost(_moved(arguments, result), LOGIT_OPERATIONS * classes * cells, products)
 
 
+def classification_loss(arguments: tuple[Any, ...], result: Any) -> Cost:
+    """Forward, and backward to features and weights, of the cells that have a label."""
+    features, weights, _, labels = arguments
+    classes = weights[0].shape[0]
+    labelled = [int((part >= 0).sum()) for part in labels.split([x.shape[2] for x in features], dim=1)]
+    products = sum(3 * 2 * classes * cells * x.shape[1] for cells, x in zip(labelled, features, strict=True))
+    return Cost(_moved(arguments, result), 2 * LOGIT_OPERATIONS * classes * sum(labelled), products)
+
+
+def decode_classified(arguments: tuple[Any, ...], result: Any) -> Cost:
+    return Cost(_moved(arguments, result), ANCHOR_OPERATIONS * result[1].numel())
+
+
 def pick(arguments: tuple[Any, ...], result: Any) -> Cost:
     """Only rows that are picked need be read."""
     segments, scores, labels, index = arguments
@@ -115,8 +128,10 @@ def pick(arguments: tuple[Any, ...], result: Any) -> Cost:
 
 COSTS: dict[str, Callable[[tuple[Any, ...], Any], Cost]] = {
     "assign": match,
+    "classification_loss": classification_loss,
     "classify": classify,
     "decode": decode,
+    "decode_classified": decode_classified,
     "match": match,
     "nms": nms,
     "pairwise_tiou": pairwise_tiou,

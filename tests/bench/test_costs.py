@@ -66,6 +66,15 @@ def test_a_training_iteration_counts_every_pass_once():
     assert cost.bytes == 600
 
 
+def test_a_class_loss_costs_three_products_of_the_labelled_cells():
+    features, weights, biases = cases.classifier(2, 5, torch.float32)
+    labels = torch.full((2, 255), -1)
+    labels[:, 0] = 3  # one cell of the first scale, 256 channels, in either video
+    arguments = (features, weights, biases, labels)
+    cost = COSTS["classification_loss"](arguments, kernels.classification_loss(*arguments))
+    assert cost.matrix_operations == 3 * 2 * 5 * 2 * 256
+
+
 @pytest.mark.parametrize(
     ("cost", "seconds"),
     [(Cost(3 * 10**12), 1.0), (Cost(3, 5 * 10**13), 1.0), (Cost(3 * 10**12, 10**13, 16 * 10**14), 2.0)],
