@@ -321,8 +321,6 @@ MUTANTS = [
         ("tl.where(rival == KEPT, DROPPED, UNDECIDED)", "DROPPED"),
         ("rivals = there & (intersection > TIOU_THRESHOLD * union)",
          "rivals = there & (intersection >= TIOU_THRESHOLD * union)"),
-        ("(tl.load(rank_ptr + near, mask=rivals, other=0) < rank[:, None])",
-         "(tl.load(rank_ptr + near, mask=rivals, other=0) != rank[:, None])"),
         ("(tl.load(state_ptr + near, mask=rivals, other=0) == KEPT)",
          "(tl.load(state_ptr + near, mask=rivals, other=0) != DROPPED)"),
         ("over = over & (label_of(key)[:, None] == label_of(key)[None, :])", "pass"),
