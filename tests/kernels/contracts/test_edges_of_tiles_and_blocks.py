@@ -158,8 +158,8 @@ def test_labels_that_agree_in_their_low_bits_are_different(ops, form):
 
 def test_many_classes_do_not_mix_the_videos(ops):
     """Three videos of 2^31 classes are more groups than a key has room for, unless they are numbered anew."""
-    segments = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]).expand(3, 2, 2)
-    labels = torch.tensor([[0, 2**31 - 1]]).expand(3, 2)
+    segments = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]).repeat(3, 1, 1)
+    labels = torch.tensor([[0, 2**31 - 1]]).repeat(3, 1)
     assert ops.nms(segments, torch.rand(3, 2), labels, 0.5, 2)[1].tolist() == [2, 2, 2]
 
 
