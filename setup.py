@@ -15,11 +15,23 @@ CORE = [
     "tqdm>=4.66,<5",  # progress of long work
     "matplotlib>=3.9,<4",  # the loss curve and the timelines of demo, train and plot
 ]
+VIDEO = [
+    "av>=14,<20",  # decoding of video: wheels with FFmpeg inside, for CPUs everywhere
+]
+PARQUET = [
+    "pyarrow>=20",  # detections of archives that are too large for one JSON
+]
+RAY = [
+    *PARQUET,
+    "ray[data]>=2.52",  # extraction and localization on many machines; 2.52 has authentication
+]
 BENCH = [
     "pytest-benchmark>=5.2,<6",  # statistics, comparison and JSON of benchmark runs
 ]
 TEST = [
     *BENCH,
+    *VIDEO,
+    *PARQUET,
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",  # the test jobs use every core
     "hypothesis>=6.100,<7",  # property tests of kernels against references
@@ -43,6 +55,7 @@ setup(
         "ahernet.data",
         "ahernet.evaluation",
         "ahernet.experiments",
+        "ahernet.extraction",
         "ahernet.inference",
         "ahernet.model",
         "ahernet.training",
@@ -51,6 +64,6 @@ setup(
     package_dir={"ahernet_kernels": "kernels/ahernet_kernels"},
     package_data={"ahernet": ["py.typed"], "ahernet_kernels": ["py.typed", "tuning.json"]},
     install_requires=CORE,
-    extras_require={"bench": BENCH, "test": TEST, "lint": LINT},
+    extras_require={"video": VIDEO, "parquet": PARQUET, "ray": RAY, "bench": BENCH, "test": TEST, "lint": LINT},
     entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},
 )
