@@ -89,14 +89,17 @@ def round_kernel(
 
 @triton.jit
 def finisher_kernel(
-    key_ptr, rank_ptr, end_ptr, state_ptr, place_ptr, undecided_ptr, candidates, outputs,
+    key_ptr, end_ptr, state_ptr, place_ptr, undecided_ptr, candidates, outputs,
     ROUNDS: tl.constexpr, TIOU_THRESHOLD: tl.constexpr, BLOCK: tl.constexpr, BLOCK_NEAR: tl.constexpr,
 ):  # fmt: skip
-    """Decide what the rounds left of one video, by rank, 32 at a time, until enough are kept."""
+    """Decide what the rounds left of one video, by rank, 32 at a time, until enough are kept.
+
+    Ranks need not be compared: whatever is kept and overlaps an undecided one ranks higher. The finisher keeps in
+    order of rank, and a round keeps only what overlaps no undecided one of higher rank; overlaps are symmetric.
+    """
     video = tl.program_id(0).to(tl.int64)
     if tl.load(undecided_ptr + video * (ROUNDS + 1) + ROUNDS) != 0:
         key_ptr += video * candidates
-        rank_ptr += video * candidates
         end_ptr += video * candidates
         state_ptr += video * candidates
         place_ptr += video * candidates
@@ -134,7 +137,6 @@ def finisher_kernel(
                                 start[:, None], end[:, None], start_of(near_key), near_end
                             )
                             rivals = there & (intersection > TIOU_THRESHOLD * union)
-                            rivals = rivals & (tl.load(rank_ptr + near, mask=rivals, other=0) < rank[:, None])
                             rivals = rivals & (tl.load(state_ptr + near, mask=rivals, other=0) == KEPT)
                             dropped = tl.maximum(dropped, tl.max(rivals.to(tl.int32), 1))
                             reached = tl.max(tl.max(there.to(tl.int32), 1), 0)

@@ -186,7 +186,6 @@ def nms_large_launch(
         )
     kernels.finisher[(videos,)](
         places,
-        rank,
         end,
         state,
         place,

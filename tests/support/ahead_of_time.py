@@ -280,7 +280,7 @@ VARIANTS = {
     "nms_finisher": large_nms_variant(
         "_decide",
         "finisher_kernel",
-        ("key_ptr", "rank_ptr", "end_ptr", "state_ptr", "place_ptr", "undecided_ptr"),
+        ("key_ptr", "end_ptr", "state_ptr", "place_ptr", "undecided_ptr"),
         {"ROUNDS": 3, "TIOU_THRESHOLD": 0.9, "BLOCK": 1024, "BLOCK_NEAR": 32},
     ),
     "nms_kept": large_nms_variant("nms_large", "kept_kernel", ("state_ptr", "place_ptr", "kept_ptr"), {"BLOCK": 1024}),
