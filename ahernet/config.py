@@ -151,6 +151,8 @@ class MethodConfig(_Section):
             a run has no use for them or does nothing else.
         context_iterations: iterations in which the generators are then trained on untrimmed videos; none where a run
             has no generators.
+        pretrain_adversaries: generators that learn to be adversarial begin with these iterations, too; if false they
+            begin from scratch (the paper).
         shares: share of a synthetic video that its moment fills: log-uniform in a "range", or as the ground truths of
             "untrimmed" videos fill theirs.
         real_residual: to generated context is added what the generators miss of the real context of a foreground
@@ -168,6 +170,7 @@ class MethodConfig(_Section):
     context: Context = "none"
     pretrain_iterations: int = _setting(5_000, minimum=0, maximum=LARGEST_COUNT)
     context_iterations: int = _setting(5_000, minimum=0, maximum=LARGEST_COUNT)
+    pretrain_adversaries: bool = False
     real_residual: bool = False
     adversarial_backbone: bool = True
     shares: Shares = "range"
@@ -377,6 +380,8 @@ _TUNED = Config(
         # 0.70 to 0.95 never shows a short action in context. Drawn as the base classes fill their videos, nothing is
         # left to choose.
         shares="untrimmed",
+        # Generators that begin from scratch spend the run on becoming what pre-training makes of them.
+        pretrain_adversaries=True,
         # The generators have no noise and give what is to be expected; the residual of real background is the
         # variation around it.
         real_residual=True,

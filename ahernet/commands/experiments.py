@@ -23,6 +23,7 @@ def _add_experiment(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--recordings", type=Path, metavar="FILE", help="npz of labelled recordings (default: a rendered world)"
     )
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows of the table (default: all)")
     parser.add_argument("--seeds", type=int, default=3, metavar="NUMBER", help="seeds and class splits (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, metavar="NUMBER", help="runs at the same time (default: 1)")
     parser.add_argument("--preset", default="tiny", metavar="NAME", help="settings to start from (default: tiny)")
@@ -45,7 +46,7 @@ def _run_experiment(parsed: Namespace) -> None:
         source = rendered_source(parsed.work / "data")
     else:
         source = recorded_source(parsed.work / "data", parsed.recordings)
-    table = run_table(parsed.table, source, config, range(parsed.seeds), runs, parsed.jobs)
+    table = run_table(parsed.table, source, config, range(parsed.seeds), runs, parsed.jobs, rows=parsed.rows)
     if parsed.out is not None:
         make_folder(parsed.out.parent)
         with replace_when_complete(parsed.out) as path:

@@ -39,6 +39,7 @@ TABLES = ("runs", "transfer", "departures")
 # What the preset decides otherwise than the paper: each of these takes aher back to the paper in one point.
 DEPARTURES: dict[str, tuple[str, ...]] = {
     "shares of 0.70 to 0.95": ("method.shares",),
+    "generators from scratch": ("method.pretrain_adversaries",),
     "no residual of real context": ("method.real_residual",),
     "backbone learns L_adD": ("method.adversarial_backbone",),
     "generators see localization": ("loss.generation",),
@@ -103,7 +104,15 @@ def _with_transfer(config: Config, name: str) -> Config:
 
 
 def run_table(
-    table: str, source: Source, config: Config, seeds: Sequence[int], folder: Path, jobs: int = 1, progress: bool = True
+    table: str,
+    source: Source,
+    config: Config,
+    seeds: Sequence[int],
+    folder: Path,
+    jobs: int = 1,
+    *,
+    rows: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Run every row of a table with every seed and return the table as plain data.
 
@@ -116,16 +125,24 @@ def run_table(
         seeds: at least one.
         folder: for the results of single runs; created if need be.
         jobs: processes that run at the same time, one thread each.
+        rows: names of those to run; all by default.
         progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: no such table or row.
     """
-    rows = table_configs(table, config)
+    configs = table_configs(table, config)
+    for name in rows or ():
+        if name not in configs:
+            raise UserError(f"rows: expected some of {', '.join(map(repr, configs))}, got {name!r}")
+    configs = {name: row for name, row in configs.items() if rows is None or name in rows}
     settings = {seed: make_setting(source, seed, source.archive.parent) for seed in seeds}
     units = [
         Unit(name, replace(row, training=replace(row.training, seed=seed)), settings[seed])
         for seed in seeds
-        for name, row in rows.items()
+        for name, row in configs.items()
     ]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
         for future in tqdm(as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress):

@@ -12,6 +12,7 @@ from ahernet.config import Config, MethodConfig
 from ahernet.device import to_device
 from ahernet.training.batches import Batch, TrainingSet
 from ahernet.training.moment_set import MomentSet
+from ahernet.training.ranks import ALONE, Ranks
 from ahernet.training.segment_batches import (
     SegmentBatch,
     Surroundings,
@@ -70,7 +71,8 @@ def first_main_iteration(method: MethodConfig) -> int:
 
 
 def _context_iterations(method: MethodConfig) -> int:
-    return method.context_iterations if method.context in ("pretrained", "adversarial") else 0
+    pretrained = method.context == "pretrained" or (method.context == "adversarial" and method.pretrain_adversaries)
+    return method.context_iterations if pretrained else 0
 
 
 def _pretrain_iterations(method: MethodConfig) -> int:
@@ -88,22 +90,28 @@ def uses_real_context(config: Config) -> bool:
     )
 
 
-def read_iteration(untrimmed: TrainingSet, moments: MomentSet | None, config: Config, iteration: int) -> IterationBatch:
-    """Read what an iteration needs; depends on nothing but the arguments, so that a run can be resumed anywhere."""
+def read_iteration(
+    untrimmed: TrainingSet, moments: MomentSet | None, config: Config, iteration: int, ranks: Ranks = ALONE
+) -> IterationBatch:
+    """Read what an iteration needs; depends on nothing but the arguments, so that a run can be resumed anywhere.
+
+    With several ranks it is this one's part of what one process reads.
+    """
+    part = ranks.part(config.training.batch_size)
     method, settings, phase = config.method, config.training, phase_of(config.method, iteration)
     main = phase == "main"
     videos = foregrounds = surroundings = clips = placement = None
     if not main or method.untrimmed != "none":
-        videos = untrimmed.read(untrimmed.members(settings.seed, iteration, settings.batch_size))
+        videos = untrimmed.read(untrimmed.members(settings.seed, iteration, settings.batch_size)[part])
         if phase != "localizer":
-            chosen = choose_foregrounds(videos, settings.seed, iteration)
+            chosen = choose_foregrounds(videos, settings.seed, iteration, part.start)
             foregrounds = cut_foregrounds(videos, chosen)
             if phase == "generators" or (main and uses_real_context(config)):
                 surroundings = cut_surroundings(videos, chosen)
     if main and moments is not None:
-        clips = moments.read(moments.members(settings.seed, iteration, settings.batch_size))
+        clips = moments.read(moments.members(settings.seed, iteration, settings.batch_size)[part])
         if method.moments == "localized" and method.context != "none":
-            placement = draw_placement(config, untrimmed, iteration)
+            placement = Placement(*(drawn[part] for drawn in draw_placement(config, untrimmed, iteration)))
     return IterationBatch(videos, foregrounds, surroundings, clips, placement)
 
 

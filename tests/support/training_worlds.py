@@ -30,7 +30,7 @@ SMALL = {
         "steps": 128,
         "moment_steps": 64,
     },
-    "method": {"pretrain_iterations": 0, "context_iterations": 2},
+    "method": {"pretrain_iterations": 0, "context_iterations": 2, "pretrain_adversaries": True},
     "training": {"batch_size": 4, "iterations": 20, "checkpoint_every": 6, "decay_every": 7, "cpu_threads": 1},
 }
 # Every phase and every step of the method, a few iterations each.

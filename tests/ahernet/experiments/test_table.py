@@ -70,6 +70,14 @@ def test_a_table_has_every_run_with_every_seed_and_its_settings(source, tmp_path
     assert len({len(line) for line in text}) == 1
 
 
+def test_rows_can_be_chosen(source, tmp_path):
+    table = run_table("departures", source, CONFIG, [0], tmp_path, rows=["generators from scratch"], progress=False)
+    assert list(table["rows"]) == ["generators from scratch"]
+    assert [run["config"]["method"]["pretrain_adversaries"] for run in table["runs"]] == [False]
+    with pytest.raises(UserError, match="rows: expected some of 'aher', .*, got 'aherX'"):
+        run_table("departures", source, CONFIG, [0], tmp_path, rows=["aherX"])
+
+
 def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_path):
     unit = Unit("aher0", table_configs("runs", CONFIG)["aher0"], make_setting(source, 0, tmp_path))
     first = run_unit(unit, tmp_path)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_worlds import BASE, data_of, small_config
 
-from ahernet.config import RUNS
+from ahernet.config import RUNS, preset, with_run
 from ahernet.training.iteration_batches import draw_placement, first_main_iteration, phase_of, read_iteration
 from ahernet.training.segment_batches import choose_foregrounds, cut_foregrounds, cut_surroundings
 
@@ -165,6 +165,14 @@ def test_over_the_iterations_every_annotation_of_every_video_is_a_foreground(wor
         if label in data.untrimmed.classes
     }
     assert seen == annotated
+
+
+def test_the_paper_pretrains_the_generators_of_the_run_without_adversary_only():
+    rows = {name: with_run(preset("paper"), name).method for name in ("aher", "aherA-")}
+    assert first_main_iteration(rows["aher"]) == rows["aher"].pretrain_iterations
+    assert first_main_iteration(rows["aherA-"]) == rows["aherA-"].pretrain_iterations + 5_000
+    tuned = with_run(preset("tuned"), "aher").method
+    assert first_main_iteration(tuned) == tuned.pretrain_iterations + tuned.context_iterations
 
 
 def test_moments_and_videos_go_through_their_epochs_apart(world):
