@@ -16,13 +16,18 @@ from ahernet.files import make_folder
 
 
 def _add_import(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds one .npy or .npz (L, D) per video")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder of one .npy, .npz, .pt or .csv per video, or HDF5 file"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="feature archive to write (.h5)")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file to take durations from")
     add_categories(parser)
     parser.add_argument("--frame-rate", type=float, default=float("nan"), metavar="FPS", help="of the videos")
     parser.add_argument("--clip-stride", type=int, default=0, metavar="FRAMES", help="frames from one row to the next")
-    parser.add_argument("--prefix", default="", metavar="TEXT", help="start of the file names that is no part of ids")
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="start of the names that is no part of ids")
+    parser.add_argument(
+        "--map", type=Path, metavar="CSV", help="two columns, name in the source and video id, instead of a prefix"
+    )
     parser.add_argument(
         "--origin", default="", metavar="TEXT", help="where the features come from, kept in the archive"
     )
@@ -33,19 +38,20 @@ def _add_import(parser: ArgumentParser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do with a bad file: stop, or skip and list it (default: stop)",
+        help="what to do with a bad video: stop, or skip and list it (default: stop)",
     )
 
 
 def _run_import(parsed: Namespace) -> None:
-    from ahernet.data.importers import import_folder
+    from ahernet.data.importers import import_features
 
     make_folder(parsed.out.parent)
-    report = import_folder(
-        parsed.folder,
+    report = import_features(
+        parsed.source,
         parsed.out,
         durations=parsed.annotations,
         categories=parsed.categories,
+        id_map=parsed.map,
         frame_rate=parsed.frame_rate,
         clip_stride=parsed.clip_stride,
         dtype=parsed.dtype,
@@ -137,9 +143,13 @@ def _run_inspect(parsed: Namespace) -> None:
 
 COMMANDS = {
     "import": Command(
-        help="make a feature archive of a folder of .npy or .npz files",
-        description="Make one feature archive of a folder that holds one .npy or .npz file per video.",
-        usage="FOLDER --out FILE [options]",
+        help="make a feature archive of what others extracted: array files or HDF5",
+        description=(
+            "Make one feature archive of the features that another program wrote: a folder of one .npy, .npz, .pt or\n"
+            ".csv file per video, or an HDF5 file of one group or dataset per video. What it is, is seen from what\n"
+            "it holds; docs/archive-format.md lists the layouts."
+        ),
+        usage="SOURCE --out FILE [options]",
         example="features --out archive.h5 --annotations activity_net.v1-3.json --prefix v_",
         add_arguments=_add_import,
         run=_run_import,

@@ -1,28 +1,28 @@
-"""Import features that others extracted into a feature archive."""
+"""Import features that others extracted into a feature archive: `docs/archive-format.md` lists the layouts."""
 
-import contextlib
 import itertools
 import math
-import zipfile
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from ahernet.data.annotations import match_video_ids, read_annotations
 from ahernet.data.archive_writer import ArchiveWriter, Precision, check_video_id, prepare_features
+from ahernet.data.array_files import SUFFIXES
+from ahernet.data.array_folders import open_folder
+from ahernet.data.foreign_hdf5 import open_foreign_hdf5
+from ahernet.data.foreign_videos import ForeignFeatures, ForeignSource, ForeignVideo
+from ahernet.data.id_map import read_id_map
+from ahernet.data.printable import printable
 from ahernet.errors import UserError
 
-SUFFIXES = (".npy", ".npz")
-FEATURE_KEYS = ("feats", "features")
 SHOWN_SKIPPED = 10
-MAX_COMPRESSION = 100  # unpacked over packed size of an .npz member; features do not compress further
-SMALL_BYTES = 1 << 26  # members below this are read whatever their compression
 
-_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -31,42 +31,83 @@ class ImportReport:
 
     Attributes:
         path: the archive.
+        kind: what the source was.
         videos: videos written.
         rows: rows of features written.
         dimension: features per row.
+        clip_stride: frames between rows as written, 0 for unknown.
+        equal_rows: rows of every video if all of several have the same number, as after rescaling; 0 otherwise.
+        from_rows: videos whose duration was computed from their number of rows.
         without_duration: ids written with unknown duration.
-        skipped: what was wrong with each file left out.
+        skipped: what was wrong with each video left out.
         ignored: other files in the folder, by suffix not features.
+        unused_names: names of the map that the source does not have.
     """
 
     path: Path
+    kind: str
     videos: int
     rows: int
     dimension: int
+    clip_stride: int
+    equal_rows: int
+    from_rows: int
     without_duration: tuple[str, ...]
     skipped: tuple[str, ...]
     ignored: int
+    unused_names: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.videos:,} videos, {self.rows:,} rows of {self.dimension}"
+        text = f"{self.path}: {self.videos:,} videos, {self.rows:,} rows of {self.dimension} from {self.kind}"
         if self.without_duration:
             text += f"; {len(self.without_duration):,} without duration, as {self.without_duration[0]!r}"
         if self.ignored:
             text += f"; {self.ignored:,} other files ignored"
+        if self.unused_names:
+            text += f"; {len(self.unused_names):,} names of the map not found, as {self.unused_names[0]!r}"
+        if self.equal_rows and (self.without_duration or self.from_rows):
+            text += f"\nevery video has {self.equal_rows:,} rows: if they were rescaled to that, "
+            text += "only annotations can give the durations (--annotations)"
+            if self.from_rows:
+                text += f", and the {self.from_rows:,} computed from --clip-stride are wrong"
         if self.skipped:
-            text += f"; {len(self.skipped):,} files skipped:"
+            text += f"\n{len(self.skipped):,} skipped:"
             text += "".join(f"\n  {line}" for line in self.skipped[:SHOWN_SKIPPED])
         if len(self.skipped) > SHOWN_SKIPPED:
             text += f"\n  ... and {len(self.skipped) - SHOWN_SKIPPED:,} more"
         return text
 
 
-def import_folder(
-    folder: Path,
+@contextmanager
+def open_source(path: Path) -> Iterator[ForeignSource]:
+    """Recognise what holds the features by what is in it, and list its videos.
+
+    Args:
+        path: a folder of array files (`array_folders`), or an HDF5 file (`foreign_hdf5`).
+
+    Raises:
+        UserError: it is neither, or holds nothing that can be imported; the message says what was found.
+    """
+    if path.is_dir():
+        yield open_folder(path)
+        return
+    start = _first_bytes(path)
+    if start == _HDF5_MAGIC or path.suffix.lower() in (".h5", ".hdf5"):
+        with open_foreign_hdf5(path) as source:
+            yield source
+        return
+    if path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{path}: a file of one video, expected the folder that holds it or an HDF5 file")
+    raise UserError(f"{path}: neither a folder nor an HDF5 file (it begins with {start!r})")
+
+
+def import_features(
+    source: Path,
     out: Path,
     *,
     durations: Path | None = None,
     categories: Path | None = None,
+    id_map: Path | None = None,
     frame_rate: float = math.nan,
     clip_stride: int = 0,
     dtype: Precision = "float16",
@@ -76,99 +117,171 @@ def import_folder(
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
 ) -> ImportReport:
-    """Import a folder of `.npy` and `.npz` files, one video each, into the archive `out`.
+    """Import the features of a folder or of an HDF5 file into the archive `out`, one video at a time.
 
-    A file holds one array (L, D), real numbers; an `.npz` with several arrays is searched for `feats` or
-    `features`. The video id is the file's name without suffix and without `prefix`. Files are taken in the
-    order of their names; sub-folders are not searched.
+    The video id is the name in the source without `prefix`, or what `id_map` says.
+
+    A video's duration is that of the annotation file; else its frames over `frame_rate`, where the source counts
+    frames; else rows * clip_stride / frame_rate; else unknown.
 
     Args:
-        folder: where the files are.
+        source: as for `open_source`.
         out: archive to write; appears complete or not at all.
         durations: annotation file (any kind that `read_annotations` reads) to take durations from; ids may
             differ in the prefix `v_`.
         categories: class names, where the annotation file needs them.
+        id_map: table of names in the source and video ids (`read_id_map`); a name that is not in it is a bad video.
         frame_rate: frames per second of the videos.
-        clip_stride: frames from one row to the next. Together with `frame_rate` it gives the duration of
-            videos that the annotation file leaves unknown: rows * clip_stride / frame_rate.
+        clip_stride: frames from one row to the next, 0 for what the source states.
         dtype: "float16" or "float32", what the archive stores.
-        dimension: D that every file must have; None takes that of the first usable file.
-        prefix: removed from file names; a file without it is an error.
+        dimension: D that every video must have; None takes that of the first usable one.
+        prefix: removed from names; a name without it is a bad video.
         origin: text for the archive, how the features came to be.
-        on_error: "stop" at the first bad file, or "skip" bad files and list them in the report.
+        on_error: "stop" at the first bad video, or "skip" bad ones and list them in the report.
         progress: show a progress bar.
 
     Raises:
-        UserError: the folder or the annotation file cannot be read, there are no features, a file is bad
-            (with "stop") or all are, two files give one id, or `out` cannot be written.
+        UserError: the source, the annotation file or the map cannot be read, a video is bad (with "stop") or all
+            are, two give one id, `clip_stride` is not what the source states, or `out` cannot be written.
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error: expected 'stop' or 'skip', got {on_error!r}")
-    bad = _BadFiles(stop=on_error == "stop")
-    files, ignored = _feature_files(Path(folder))
-    by_id = _by_video_id(files, prefix, bad)
-    seconds = _known_durations(durations, categories, by_id)
-    without_duration: list[str] = []
-    count = rows = 0
-    # Closed at once also after an error: the message must not end up on the line of the progress bar.
-    with contextlib.closing(_read_videos(by_id, dtype, dimension, bad, progress)) as videos:
-        first = next(videos, None)
-        if first is None:
-            raise UserError(f"{folder}: none of its {len(files)} files is usable; {bad.messages[0]}")
-        width = first[1].shape[1]
-        with ArchiveWriter(
-            out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=clip_stride, origin=origin
-        ) as writer:
-            for video_id, features in itertools.chain([first], videos):
-                # Without a frame rate this is NaN, without a stride 0: unknown either way.
-                duration = seconds.get(video_id) or len(features) * clip_stride / frame_rate or math.nan
-                if math.isnan(duration):
-                    without_duration.append(video_id)
-                writer.add(video_id, features, duration)
-                count += 1
-                rows += len(features)
-    return ImportReport(Path(out), count, rows, width, tuple(without_duration), tuple(bad.messages), ignored)
+    if prefix and id_map is not None:
+        raise UserError("prefix: the map of names gives whole ids, expected one of the two")
+    bad = _BadVideos(stop=on_error == "stop")
+    names = None if id_map is None else read_id_map(Path(id_map))
+    with open_source(Path(source)) as found:
+        stride = _clip_stride(source, found.clip_stride, clip_stride)
+        by_id = _by_video_id(found.videos, _naming(prefix, names), bad)
+        tally = _Tally(_known_durations(durations, categories, by_id), frame_rate, stride)
+        # Closed at once also after an error: the message must not end up on the line of the progress bar.
+        with closing(_read_videos(by_id, dimension, dtype, bad, progress)) as videos:
+            first = next(videos, None)
+            if first is None:
+                raise UserError(f"{source}: none of its {len(found.videos):,} videos is usable; {bad.messages[0]}")
+            width = first[1].rows.shape[1]
+            with ArchiveWriter(
+                out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=stride, origin=origin
+            ) as writer:
+                for video_id, features in itertools.chain([first], videos):
+                    duration = tally.duration(video_id, features)
+                    if _add(writer, video_id, by_id[video_id], features, duration, bad):
+                        tally.count(video_id, features, duration)
+        present = {video.name for video in found.videos}
+        return ImportReport(
+            path=Path(out),
+            kind=found.kind,
+            videos=tally.videos,
+            rows=tally.rows,
+            dimension=width,
+            clip_stride=stride,
+            equal_rows=tally.equal_rows(),
+            from_rows=tally.from_rows,
+            without_duration=tuple(tally.without_duration),
+            skipped=tuple(bad.messages),
+            ignored=found.ignored,
+            unused_names=tuple(name for name in names or () if name not in present),
+        )
 
 
-class _BadFiles:
-    """Stops at the first bad file, or collects what was wrong with each."""
+class _BadVideos:
+    """Stops at the first bad video, or collects what was wrong with each."""
 
     def __init__(self, stop: bool) -> None:
         self._stop = stop
         self.messages: list[str] = []
 
-    def add(self, file: Path, error: UserError) -> None:
-        message = f"{file}: {error}"
+    def add(self, video: ForeignVideo, error: UserError) -> None:
+        message = str(error)
+        if not message.startswith(video.place):  # the guards of HDF5 name it themselves
+            message = f"{video.place}: {message}"
+        message = printable(message)
         if self._stop:
             raise UserError(message) from error
         self.messages.append(message)
 
 
-def _feature_files(folder: Path) -> tuple[list[Path], int]:
+@dataclass
+class _Tally:
+    """What has been written so far, and how long its videos are."""
+
+    annotated: Mapping[str, float]
+    frame_rate: float
+    clip_stride: int
+    videos: int = 0
+    rows: int = 0
+    from_rows: int = 0
+    lengths: set[int] = field(default_factory=set)
+    without_duration: list[str] = field(default_factory=list)
+
+    def duration(self, video_id: str, features: ForeignFeatures) -> float:
+        """Seconds, NaN where nothing tells."""
+        if video_id in self.annotated:
+            return self.annotated[video_id]
+        frames = features.frames or len(features.rows) * self.clip_stride
+        return frames / self.frame_rate if frames else math.nan
+
+    def count(self, video_id: str, features: ForeignFeatures, duration: float) -> None:
+        self.videos += 1
+        self.rows += len(features.rows)
+        self.lengths.add(len(features.rows))
+        if math.isnan(duration):
+            self.without_duration.append(video_id)
+        elif video_id not in self.annotated and not features.frames:
+            self.from_rows += 1
+
+    def equal_rows(self) -> int:
+        return min(self.lengths) if self.videos > 1 and len(self.lengths) == 1 else 0
+
+
+def _first_bytes(path: Path) -> bytes:
     try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot read this folder ({error.strerror})") from error
-    features = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if not features:
-        raise UserError(f"{folder}: holds no .npy or .npz files (other files: {len(files)})")
-    return features, len(files) - len(features)
+        if not path.is_file():
+            raise UserError(f"{path}: " + ("is no plain file" if path.exists() else "no such file or folder"))
+        with path.open("rb") as file:
+            return file.read(len(_HDF5_MAGIC))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _by_video_id(files: list[Path], prefix: str, bad: _BadFiles) -> dict[str, Path]:
-    by_id: dict[str, Path] = {}
-    for file in files:
-        video_id = file.stem.removeprefix(prefix)
+def _clip_stride(source: Path, stated: int, asked_for: int) -> int:
+    if asked_for and stated and asked_for != stated:
+        raise UserError(
+            f"clip stride: {asked_for} frames asked for, but the rows of {source} are {stated} frames apart"
+        )
+    return asked_for or stated
+
+
+def _naming(prefix: str, names: Mapping[str, str] | None) -> Callable[[str], str]:
+    def without_prefix(name: str) -> str:
+        if not name.startswith(prefix):
+            raise UserError(f"the name does not begin with the prefix {prefix!r}")
+        return name.removeprefix(prefix)
+
+    def mapped(name: str) -> str:
+        assert names is not None
+        if name not in names:
+            raise UserError(f"the map of names has no {name!r}")
+        return names[name]
+
+    return without_prefix if names is None else mapped
+
+
+def _by_video_id(
+    videos: Iterable[ForeignVideo], id_of: Callable[[str], str], bad: _BadVideos
+) -> dict[str, ForeignVideo]:
+    by_id: dict[str, ForeignVideo] = {}
+    for video in videos:
         try:
-            if not file.stem.startswith(prefix):
-                raise UserError(f"the name does not begin with the prefix {prefix!r}")
+            video_id = id_of(video.name)
             check_video_id(video_id)
         except UserError as error:
-            bad.add(file, error)
+            bad.add(video, error)
             continue
         if video_id in by_id:  # leaving one out would be a guess: never skipped
-            raise UserError(f"{file}: gives the same video id {video_id!r} as {by_id[video_id].name}")
-        by_id[video_id] = file
+            other = Path(by_id[video_id].place).name
+            raise UserError(printable(f"{video.place}: gives the same video id {video_id!r} as {other}"))
+        by_id[video_id] = video
     return by_id
 
 
@@ -182,49 +295,42 @@ def _known_durations(path: Path | None, categories: Path | None, video_ids: Iter
 
 
 def _read_videos(
-    by_id: dict[str, Path], dtype: Precision, dimension: int | None, bad: _BadFiles, progress: bool
-) -> Generator[tuple[str, np.ndarray], None, None]:
+    by_id: Mapping[str, ForeignVideo], dimension: int | None, dtype: Precision, bad: _BadVideos, progress: bool
+) -> Generator[tuple[str, ForeignFeatures], None, None]:
     origin = "as asked for"
-    for video_id, file in tqdm(by_id.items(), desc="import", unit="video", disable=not progress):
+    for video_id, video in tqdm(by_id.items(), desc="import", unit="video", disable=not progress):
         try:
-            features = _read_array(file)
-            if features.ndim != 2 or 0 in features.shape:
-                raise UserError(f"array of shape {features.shape}, expected (rows, dimension)")
-            if dimension is not None and features.shape[1] != dimension:
-                raise UserError(f"dimension {features.shape[1]}, expected {dimension} {origin}")
-            ready = prepare_features(video_id, features, features.shape[1], dtype)
+            features = video.read()
+            shape = features.rows.shape
+            if len(shape) != 2 or 0 in shape:
+                raise UserError(f"array of shape {shape}, expected (rows, dimension)")
+            if dimension is None:  # a bad video must not decide
+                prepare_features(video_id, features.rows, shape[1], dtype)
+                dimension, origin = shape[1], f"as in {Path(video.place).name}; give the dimension if that is wrong"
+            if shape[1] != dimension:
+                raise UserError(f"dimension {shape[1]}, expected {dimension} {origin}")
         except UserError as error:
-            bad.add(file, error)
+            bad.add(video, error)
             continue
-        if dimension is None:
-            dimension, origin = ready.shape[1], f"as in {file.name}; give the dimension if that is wrong"
-        yield video_id, ready
+        yield video_id, features
 
 
-def _read_array(file: Path) -> np.ndarray:
+def _add(
+    writer: ArchiveWriter,
+    video_id: str,
+    video: ForeignVideo,
+    features: ForeignFeatures,
+    duration: float,
+    bad: _BadVideos,
+) -> bool:
+    """Write one video, or say that it is a bad one; whatever else stops the writer stops the import."""
     try:
-        with file.open("rb") as start:
-            packed = start.read(4) in _ZIP_MAGIC
-        # Mapping fails where the file is shorter than its header says; nothing is allocated for it.
-        array = _read_from_npz(file) if packed else np.load(file, mmap_mode="r", allow_pickle=False)
+        writer.add(video_id, features.rows, duration)
     except UserError:
+        try:
+            prepare_features(video_id, features.rows, writer.dimension, writer.dtype)
+        except UserError as error:
+            bad.add(video, error)
+            return False
         raise
-    except Exception as error:  # numpy and zipfile raise all sorts of things on damaged files
-        raise UserError(f"not a readable array file ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError("not an array file")
-    return array
-
-
-def _read_from_npz(file: Path) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.file_size > max(SMALL_BYTES, MAX_COMPRESSION * file.stat().st_size):
-                raise UserError(f"array {member.filename!r} unpacks to {member.file_size:,} bytes, too many")
-    with np.load(file, allow_pickle=False) as arrays:
-        names = list(arrays)
-        chosen = names if len(names) == 1 else [name for name in FEATURE_KEYS if name in names]
-        if len(chosen) != 1:
-            held = ", ".join(repr(name) for name in names[:8]) or "nothing"
-            raise UserError(f"holds {held}; expected one array, or one named 'feats' or 'features'")
-        return arrays[chosen[0]]
+    return True

@@ -137,7 +137,7 @@ def test_version(capsys):
         (["plot", "no.json", "--out", "c"], "no.json: cannot read"),
         (["plot", "no.json", "--out", "c", "--top", "0"], "--top: expected at least 1"),
         (["inspect", "no.h5"], "no.h5: cannot open"),
-        (["import", "nowhere", "--out", "x.h5"], "nowhere: cannot read this folder"),
+        (["import", "nowhere", "--out", "x.h5"], "nowhere: no such file or folder"),
         (["import-recordings", "no.npz", "--out", "c"], "no.npz: no such file"),
     ],
 )

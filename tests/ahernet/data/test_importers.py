@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ahernet.data.archive import open_archive
-from ahernet.data.importers import import_folder
+from ahernet.data.importers import import_features
 from ahernet.errors import UserError
 
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def run(folder, **settings):
-    return import_folder(folder, folder.parent / "out.h5", progress=False, **settings)
+    return import_features(folder, folder.parent / "out.h5", progress=False, **settings)
 
 
 def durations_file(tmp_path, **durations):
@@ -209,7 +209,7 @@ def test_the_dimension_can_be_given(folder):
 def test_skipping_everything_is_an_error(folder):
     for file in folder.iterdir():
         file.write_bytes(b"bad")
-    with pytest.raises(UserError, match=r"none of its 3 files is usable; .*v_a\.npy"):
+    with pytest.raises(UserError, match=r"none of its 3 videos is usable; .*v_a\.npy"):
         run(folder, on_error="skip")
     assert left_over(folder) == []
 
@@ -219,7 +219,7 @@ def test_long_lists_of_skipped_files_are_shortened_for_people_only(folder):
         (folder / f"w{k}.npy").write_bytes(b"bad")
     report = run(folder, on_error="skip")
     assert len(report.skipped) == 30
-    assert str(report).count("\n") == 11
+    assert str(report).count("\n") == 12
     assert str(report).endswith("... and 20 more")
 
 
@@ -234,10 +234,12 @@ def test_other_files_are_counted_and_sub_folders_left_alone(folder):
 
 def test_folders_without_features_are_named(tmp_path):
     (tmp_path / "features").mkdir()
-    (tmp_path / "features" / "v_a.pt").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"features: holds no \.npy or \.npz files \(other files: 1\)"):
+    with pytest.raises(UserError, match=r"features: holds no \.npy, \.npz, \.pt or \.csv files \(it is empty"):
         run(tmp_path / "features")
-    with pytest.raises(UserError, match="absent: cannot read this folder"):
+    (tmp_path / "features" / "v_a.pkl").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"features: holds no .*\(other files: 1 of \.pkl\)"):
+        run(tmp_path / "features")
+    with pytest.raises(UserError, match="absent: no such file or folder"):
         run(tmp_path / "absent")
 
 
@@ -255,7 +257,7 @@ def test_a_wrong_frame_rate_is_refused(folder):
 
 def test_an_error_gets_a_line_of_its_own_below_the_progress_bar(folder, capfd):
     with pytest.raises(UserError) as caught:
-        import_folder(folder, folder.parent / "absent" / "out.h5", progress=True)
+        import_features(folder, folder.parent / "absent" / "out.h5", progress=True)
     shown = capfd.readouterr().err
     assert "import" in shown
     assert shown.endswith("\n")
