@@ -70,6 +70,7 @@ class FeatureArchive:
         frame_rate: frames per second, NaN where unknown.
         clip_stride: frames between rows, 0 where unknown.
         origin: how the features came to be, as the writer put it.
+        source: where the rows come from.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class FeatureArchive:
         self.frame_rate = frame_rate
         self.clip_stride = clip_stride
         self.origin = origin
-        self._source = source
+        self.source = source
         self._positions = {video_id: position for position, video_id in enumerate(ids)}
 
     def __len__(self) -> int:
@@ -153,7 +154,7 @@ class FeatureArchive:
             (self.ids[position], int(start), rows[offsets[k] : offsets[k + 1]])
             for k, (position, start) in enumerate(zip(wanted.tolist(), starts.tolist(), strict=True))
         ]
-        self._source.fill(parts)
+        self.source.fill(parts)
         return rows, offsets
 
     def verify(self) -> Iterator[str]:
@@ -169,7 +170,7 @@ class FeatureArchive:
 
     def close(self) -> None:
         """Stop the reading threads and close the file. Closing twice is fine."""
-        self._source.close()
+        self.source.close()
 
 
 def open_archive(path: Path) -> FeatureArchive:

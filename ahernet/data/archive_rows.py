@@ -1,12 +1,14 @@
 """Where the rows of an open archive come from: positioned reads of the file, or the HDF5 library."""
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ahernet.data.hdf5_guard import (
     guarded_dataset,
@@ -17,14 +19,45 @@ from ahernet.errors import UserError
 READ_THREADS = 4  # measured: more gain nothing, warm or cold
 
 
+Part = tuple[str, int, np.ndarray]
+"""What to read: video id, first row, array (L, D) for rows first:first+L."""
+
+
 class RowSource(Protocol):
     """Fills arrays with rows of one archive."""
 
-    def fill(self, parts: list[tuple[str, int, np.ndarray]]) -> None:
-        """Fill each part (video id, first row, array (L, D)) with rows first:first+L."""
+    def fill(self, parts: list[Part]) -> None:
+        """Fill the arrays of all parts."""
 
     def close(self) -> None:
         """Release threads and file handles."""
+
+
+class ReadingThreads:
+    """A few threads that run reads, started when first needed and anew after a fork."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
+
+    def run(self, read: Callable[[list[Part]], None], parts: list[Part]) -> None:
+        """Call `read` with shares of the parts, in the calling thread if there is one part only."""
+        if len(parts) < 2:
+            read(parts)
+            return
+        # A fork copies the pool but not its threads: each process starts its own.
+        if self._pool is None or self._process != os.getpid():
+            self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="archive")
+            self._process = os.getpid()
+        shares = [parts[k::READ_THREADS] for k in range(min(READ_THREADS, len(parts)))]
+        for _ in self._pool.map(read, shares):
+            pass
+
+    def close(self) -> None:
+        """End the threads; fine to call twice."""
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.shutdown()
+        self._pool = None
 
 
 class PositionedRows:
@@ -35,25 +68,17 @@ class PositionedRows:
         self._descriptor = descriptor
         self._offset = offset
         self._row_bytes = row_bytes
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_process = 0
+        self._threads = ReadingThreads()
 
-    def fill(self, parts: list[tuple[str, int, np.ndarray]]) -> None:
+    def fill(self, parts: list[Part]) -> None:
         """Fill each part as `RowSource` says; a read that comes short is a UserError that names the video."""
         if self._descriptor < 0:
             raise ValueError(f"{self._path}: the archive is closed")
-        if len(parts) < 2:
-            self._fill_in_turn(parts)
-            return
-        shares = [parts[k::READ_THREADS] for k in range(min(READ_THREADS, len(parts)))]
-        for _ in self._threads().map(self._fill_in_turn, shares):
-            pass
+        self._threads.run(self._fill_in_turn, parts)
 
     def close(self) -> None:
         """Release what is open; fine to call twice."""
-        if self._pool is not None and self._pool_process == os.getpid():
-            self._pool.shutdown()
-        self._pool = None
+        self._threads.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -63,14 +88,7 @@ class PositionedRows:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        # A fork copies the pool but not its threads: each process starts its own.
-        if self._pool is None or self._pool_process != os.getpid():
-            self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="archive")
-            self._pool_process = os.getpid()
-        return self._pool
-
-    def _fill_in_turn(self, parts: list[tuple[str, int, np.ndarray]]) -> None:
+    def _fill_in_turn(self, parts: list[Part]) -> None:
         for video_id, first, rows in parts:
             target = rows.data.cast("B")
             position = self._offset + first * self._row_bytes
@@ -95,7 +113,7 @@ class HDF5Rows:
         self._shape = features.shape
         self._process = os.getpid()
 
-    def fill(self, parts: list[tuple[str, int, np.ndarray]]) -> None:
+    def fill(self, parts: list[Part]) -> None:
         """Fill each part as `RowSource` says; a read that comes short is a UserError that names the video."""
         if self._file is None:
             raise ValueError(f"{self._path}: the archive is closed")
@@ -117,3 +135,28 @@ class HDF5Rows:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class JoinedRows:
+    """Rows of several archives behind one another: those of source k follow those of source k - 1."""
+
+    def __init__(self, sources: Sequence[RowSource], ends: NDArray[np.int64]) -> None:
+        self._sources = sources
+        self._ends = ends
+        self._threads = ReadingThreads()
+
+    def fill(self, parts: list[Part]) -> None:
+        """Fill each part as `RowSource` says; no part reaches over the end of a source."""
+        self._threads.run(self._fill_in_turn, parts)
+
+    def close(self) -> None:
+        """Release what is open; fine to call twice."""
+        self._threads.close()
+        for source in self._sources:
+            source.close()
+
+    def _fill_in_turn(self, parts: list[Part]) -> None:
+        for video_id, first, rows in parts:
+            number = int(np.searchsorted(self._ends, first, side="right"))
+            before = int(self._ends[number - 1]) if number else 0
+            self._sources[number].fill([(video_id, first - before, rows)])

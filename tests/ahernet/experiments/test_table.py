@@ -74,7 +74,7 @@ def test_rows_can_be_chosen(source, tmp_path):
     table = run_table("departures", source, CONFIG, [0], tmp_path, rows=["generators from scratch"], progress=False)
     assert list(table["rows"]) == ["generators from scratch"]
     assert [run["config"]["method"]["pretrain_adversaries"] for run in table["runs"]] == [False]
-    with pytest.raises(UserError, match="rows: expected some of 'aher', .*, got 'aherX'"):
+    with pytest.raises(UserError, match=r"rows: expected some of 'aher', .*, got 'aherX'"):
         run_table("departures", source, CONFIG, [0], tmp_path, rows=["aherX"])
 
 

@@ -1,0 +1,153 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import archive_files, open_features, write_manifest
+from ahernet.data.archive_writer import ArchiveWriter
+from ahernet.errors import UserError
+
+DIMENSION = 3
+
+
+def write(path, names, first_row=0, dimension=DIMENSION, **settings):
+    """Write an archive whose row k holds the number first_row + k; video v has 1 + v % 3 rows."""
+    with ArchiveWriter(path, dimension=dimension, dtype="float32", **settings) as writer:
+        for number, name in enumerate(names):
+            rows = 1 + number % 3
+            values = np.arange(first_row, first_row + rows, dtype=np.float32)
+            writer.add(name, np.repeat(values[:, None], dimension, axis=1), duration=float(number + 1))
+            first_row += rows
+    return first_row
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three archives of 4, 1 and 5 videos with a manifest, and one archive of all videos."""
+    row, names = 0, []
+    for file, count in (("a.h5", 4), ("b.h5", 1), ("c.h5", 5)):
+        here = [f"{file}-{number}" for number in range(count)]
+        row = write(tmp_path / file, here, row)
+        names += here
+    write_manifest(tmp_path / "manifest.json", [tmp_path / name for name in ("a.h5", "b.h5", "c.h5")])
+    return tmp_path
+
+
+def test_a_set_reads_like_one_archive(folder):
+    with open_features(folder) as joined:
+        parts = [open_archive(folder / name) for name in ("a.h5", "b.h5", "c.h5")]
+        assert joined.ids == tuple(name for part in parts for name in part.ids)
+        np.testing.assert_array_equal(joined.lengths, np.concatenate([part.lengths for part in parts]))
+        np.testing.assert_array_equal(joined.durations, np.concatenate([part.durations for part in parts]))
+        rows, _ = joined.read(range(len(joined)))
+        np.testing.assert_array_equal(rows[:, 0], np.arange(len(rows)))
+        assert list(joined.verify()) == []
+
+
+@settings(max_examples=30)
+@given(positions=st.lists(st.integers(0, 9), max_size=30))
+def test_any_videos_can_be_read_in_any_order(tmp_path_factory, positions):
+    folder = tmp_path_factory.getbasetemp() / "joined"
+    if not folder.exists():
+        folder.mkdir()
+        row = write(folder / "a.h5", [f"a{number}" for number in range(4)])
+        write(folder / "b.h5", [f"b{number}" for number in range(6)], row)
+        write_manifest(folder / "manifest.json", [folder / "a.h5", folder / "b.h5"])
+    with open_features(folder) as joined:
+        rows, offsets = joined.read(positions)
+        for place, position in enumerate(positions):
+            expected = np.arange(joined.offsets[position], joined.offsets[position + 1])
+            np.testing.assert_array_equal(rows[offsets[place] : offsets[place + 1], 2], expected)
+
+
+def test_manifest_folder_and_single_archive_are_opened_alike(folder):
+    for path in (folder, folder / "manifest.json"):
+        with open_features(path) as joined:
+            assert len(joined) == 10
+    with open_features(folder / "a.h5") as single:
+        assert len(single) == 4
+    assert archive_files(folder) == [(folder / "a.h5", 4), (folder / "b.h5", 1), (folder / "c.h5", 5)]
+    assert archive_files(folder / "b.h5") == [(folder / "b.h5", 1)]
+
+
+def test_a_set_can_be_pickled(folder):
+    with open_features(folder) as joined, pickle.loads(pickle.dumps(joined)) as copy:
+        np.testing.assert_array_equal(copy.read([7])[0], joined.read([7])[0])
+
+
+def test_a_repeated_video_is_refused(folder):
+    write(folder / "d.h5", ["a.h5-2"])
+    with pytest.raises(UserError, match=r"d\.h5: holds video 'a\.h5-2', as .*a\.h5 does"):
+        write_manifest(folder / "more.json", [folder / "a.h5", folder / "d.h5"])
+    assert not (folder / "more.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dimension": 4}, r"d\.h5: its dimension is 4, that of .*a\.h5 is 3"),
+        ({"origin": "another network"}, r"d\.h5: its origin is another network, that of .*a\.h5 is "),
+    ],
+)
+def test_features_that_do_not_mix_are_refused(folder, settings, message):
+    write(folder / "d.h5", ["new"], **settings)
+    with pytest.raises(UserError, match=message):
+        write_manifest(folder / "more.json", [folder / "a.h5", folder / "d.h5"])
+
+
+def test_an_archive_of_another_folder_is_refused(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "e.h5"
+    write(elsewhere, ["e"])
+    with pytest.raises(UserError, match=r"e\.h5: expected in the folder of the manifest"):
+        write_manifest(folder / "more.json", [elsewhere])
+
+
+def test_an_archive_replaced_by_another_is_noticed(folder):
+    write(folder / "b.h5", ["one", "two"])
+    with pytest.raises(UserError, match=r"b\.h5: has 2 videos and 3 rows, .*manifest\.json says 1 and 1"):
+        open_features(folder)
+
+
+def test_a_missing_archive_is_named(folder):
+    (folder / "b.h5").unlink()
+    with pytest.raises(UserError, match=r"b\.h5"):
+        open_features(folder)
+
+
+GOOD = {"file": "a.h5", "videos": 4, "rows": 7}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not a manifest of archives"),
+        ("[" * 100_000, "not a manifest of archives"),
+        ({"format": "other"}, "expected the format 'ahernet-archive-set'"),
+        ({"version": 2}, "version 2 of archive sets, this ahernet reads 1"),
+        ({"archives": []}, "archives: expected a list of at least one file"),
+        ({"archives": [GOOD, GOOD]}, "lists 'a.h5' twice"),
+        ({"archives": [{**GOOD, "file": "../a.h5"}]}, "expected the name of a file in the manifest's folder"),
+        ({"archives": [{**GOOD, "file": "/a.h5"}]}, "expected the name of a file in the manifest's folder"),
+        ({"archives": [{**GOOD, "file": ".."}]}, "expected the name of a file"),
+        ({"archives": [{**GOOD, "videos": True}]}, "videos: expected a number of at least 1, got True"),
+        ({"archives": [{"file": "a.h5"}]}, "archives: expected"),
+    ],
+)
+def test_a_malformed_manifest_is_one_clear_line(folder, content, message):
+    manifest = folder / "manifest.json"
+    if isinstance(content, dict):
+        whole = {"format": "ahernet-archive-set", "version": 1, "archives": [GOOD], **content}
+        content = json.dumps(whole)
+    manifest.write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        open_features(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_manifest_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json: cannot read the manifest of archives"):
+        open_features(tmp_path)
