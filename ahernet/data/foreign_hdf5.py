@@ -106,10 +106,13 @@ def _layout_of_member(file: h5py.File, path: Path, name: str) -> str | None:
         return DATASETS if member.ndim == 2 else None
     if not isinstance(member, h5py.Group):
         return None
-    parts = set(islice(member, MAX_MEMBERS))
-    if {"features", "n_frames"} <= parts:
-        return SUMMARIES
-    return GROUPS if choose_features(sorted(parts)) else None
+    parts = list(islice(member, MAX_MEMBERS))
+    chosen = choose_features(parts)
+    if chosen is None or not isinstance(_link(member, chosen), h5py.HardLink):
+        return None
+    if not isinstance(member[chosen], h5py.Dataset):
+        return None
+    return SUMMARIES if {"features", "n_frames"} <= set(parts) else GROUPS
 
 
 def _link(group: h5py.Group, name: str) -> object:

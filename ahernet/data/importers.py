@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -88,10 +89,10 @@ def open_source(path: Path) -> Iterator[ForeignSource]:
     Raises:
         UserError: it is neither, or holds nothing that can be imported; the message says what was found.
     """
-    if path.is_dir():
+    start = _first_bytes(path)
+    if start is None:
         yield open_folder(path)
         return
-    start = _first_bytes(path)
     if start == _HDF5_MAGIC or path.suffix.lower() in (".h5", ".hdf5"):
         with open_foreign_hdf5(path) as source:
             yield source
@@ -234,12 +235,18 @@ class _Tally:
         return min(self.lengths) if self.videos > 1 and len(self.lengths) == 1 else 0
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: Path) -> bytes | None:
+    """Return how a file begins, None for a folder."""
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: " + ("is no plain file" if path.exists() else "no such file or folder"))
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            return None
+        if not stat.S_ISREG(kind):
+            raise UserError(f"{path}: is neither a folder nor a plain file")
         with path.open("rb") as file:
             return file.read(len(_HDF5_MAGIC))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file or folder") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 

@@ -5,8 +5,10 @@ import struct
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 
 from ahernet.data.archive import open_archive
 from ahernet.data.importers import import_features
@@ -298,3 +300,190 @@ def test_real_features_with_real_durations(tmp_path):
     assert (report.videos, report.rows, report.dimension) == (2, 253, 2048)
     with open_archive(report.path) as archive:
         assert archive.durations.tolist() == list(seconds.values())
+
+
+def write_csv(path, rows, header):
+    np.savetxt(path, rows, delimiter=",", fmt="%.9g", comments="", header=header)
+
+
+def write_hdf5(path, datasets):
+    with h5py.File(path, "w") as file:
+        for name, data in datasets.items():
+            file[name] = data
+    return path
+
+
+def write_foreign(folder, kind):
+    """Write two videos of 3 and 2 rows in one of the layouts that are in use; return where."""
+    place = folder / "foreign"
+    videos = {"v_a": ramp(3), "v_b": ramp(2, start=100)}
+    if kind == "C3D":
+        return write_hdf5(place, {f"{name}/c3d_features": rows for name, rows in videos.items()})
+    if kind == "flat":
+        return write_hdf5(place, videos)
+    if kind == "summaries":
+        return write_summaries(place, videos)
+    place.mkdir()
+    for name, rows in videos.items():
+        if kind == "npy":
+            np.save(place / f"{name}.npy", rows)
+        elif kind == "npz":
+            np.savez(place / f"{name}.npz", feats=rows)
+        elif kind == "pt":
+            torch.save({"feats": torch.from_numpy(rows)}, place / f"{name}.pt")
+        elif kind == "BSN":
+            write_csv(place / f"{name}.csv", rows, ",".join(f"f{k}" for k in range(4)))
+        else:
+            assert kind == "AherNet"
+            write_csv(place / f"{name}.csv", rows, ",".join(map(str, range(4))))
+    return place
+
+
+def write_summaries(path, videos, stride=15):
+    content = {}
+    for name, rows in videos.items():
+        content[f"{name}/features"] = rows
+        content[f"{name}/picks"] = np.arange(len(rows)) * stride
+        content[f"{name}/n_frames"] = (len(rows) - 1) * stride + 5
+    return write_hdf5(path, content)
+
+
+KINDS = ("npy", "npz", "pt", "BSN", "AherNet", "C3D", "flat", "summaries")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_comes_back_as_it_was(tmp_path, kind):
+    source = write_foreign(tmp_path, kind)
+    report = import_features(source, tmp_path / "out.h5", dtype="float32", progress=False)
+    with open_archive(tmp_path / "out.h5") as archive:
+        assert archive.ids == ("v_a", "v_b")
+        rows, offsets = archive.read([0, 1])
+        np.testing.assert_array_equal(rows, np.concatenate([ramp(3), ramp(2, start=100)]))
+        assert offsets.tolist() == [0, 3, 5]
+    assert (report.videos, report.rows, report.dimension, report.skipped) == (2, 5, 4, ())
+    assert report.kind in str(report)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_map_names_the_videos_of_every_layout(tmp_path, kind):
+    source = write_foreign(tmp_path, kind)
+    (tmp_path / "map.csv").write_text("name,video\nv_b,first/../é\nv_a,second\nv_absent,third\n")
+    report = import_features(source, tmp_path / "out.h5", id_map=tmp_path / "map.csv", progress=False)
+    with open_archive(tmp_path / "out.h5") as archive:
+        assert archive.ids == ("second", "first/../é")
+        assert archive.read([1])[0][0, 0] == 100
+    assert report.unused_names == ("v_absent",)
+    assert "1 names of the map not found, as 'v_absent'" in str(report)
+
+
+def test_names_that_a_map_leaves_out_are_bad_videos(folder, tmp_path):
+    (tmp_path / "map.csv").write_text("v_a,one\nv_c,three\n")
+    with pytest.raises(UserError, match=r"v_b\.npz: the map of names has no 'v_b'"):
+        run(folder, id_map=tmp_path / "map.csv")
+    report = run(folder, id_map=tmp_path / "map.csv", on_error="skip")
+    assert report.videos == 2
+    assert [message.rsplit(": ", 1)[1] for message in report.skipped] == ["the map of names has no 'v_b'"]
+
+
+def test_a_map_and_a_prefix_exclude_each_other(folder, tmp_path):
+    (tmp_path / "map.csv").write_text("v_a,one\n")
+    with pytest.raises(UserError, match="prefix: the map of names gives whole ids"):
+        run(folder, id_map=tmp_path / "map.csv", prefix="v_")
+
+
+def test_frames_that_the_source_counts_give_durations(tmp_path):
+    source = write_summaries(tmp_path / "foreign.h5", {"video_1": ramp(3), "video_2": ramp(5)})
+    durations = durations_file(tmp_path, video_2=9.0)
+    report = import_features(source, tmp_path / "out.h5", frame_rate=10.0, durations=durations, progress=False)
+    with open_archive(tmp_path / "out.h5") as archive:
+        assert archive.durations.tolist() == [3.5, 9.0]
+        assert (archive.clip_stride, archive.frame_rate) == (15, 10.0)
+    assert (report.clip_stride, report.from_rows) == (15, 0)
+    report = import_features(source, tmp_path / "out.h5", progress=False)
+    assert report.without_duration == ("video_1", "video_2")
+
+
+def test_a_stride_that_the_source_contradicts_is_refused(tmp_path):
+    source = write_summaries(tmp_path / "foreign.h5", {"video_1": ramp(3)})
+    with pytest.raises(UserError, match=r"clip stride: 16 frames asked for, .*foreign\.h5 are 15 frames apart"):
+        import_features(source, tmp_path / "out.h5", clip_stride=16, progress=False)
+
+
+def test_rows_of_equal_number_are_told_to_need_durations(tmp_path):
+    source = tmp_path / "csv_mean_100"
+    source.mkdir()
+    for name in ("v_a", "v_b", "v_c"):
+        write_csv(source / f"{name}.csv", ramp(100), "f0,f1,f2,f3")
+    told = "every video has 100 rows: if they were rescaled to that, only annotations can give the durations"
+    assert told in str(run(source))
+    known = durations_file(tmp_path, v_a=1.0, b=2.0, v_c=3.0)
+    assert told not in str(run(source, durations=known))
+    computed = run(source, frame_rate=25.0, clip_stride=16)
+    assert computed.from_rows == 3
+    assert "the 3 computed from --clip-stride are wrong" in str(computed)
+    write_csv(source / "v_d.csv", ramp(99), "f0,f1,f2,f3")
+    assert told not in str(run(source))
+
+
+def test_names_of_strangers_cannot_disturb_a_terminal(tmp_path):
+    source = write_hdf5(tmp_path / "foreign.h5", {"v_a": ramp(3), "v_b": ramp(2), "\x1b[2J\n\u202e": np.zeros((0, 4))})
+    report = import_features(source, tmp_path / "out.h5", on_error="skip", progress=False)
+    (message,) = report.skipped
+    assert message.isprintable()
+    assert "x1b[2J" in message
+
+
+def test_a_bad_video_of_hdf5_stops_or_is_skipped_by_name(tmp_path):
+    source = write_hdf5(tmp_path / "foreign.h5", {"v_a": ramp(3), "v_b": ramp(2), "v_c": np.full((2, 4), math.nan)})
+    with h5py.File(source, "r+") as file:
+        file["v_d"] = h5py.SoftLink("/v_a")
+    report = import_features(source, tmp_path / "out.h5", on_error="skip", progress=False)
+    assert report.videos == 2
+    assert report.skipped == (
+        f"{source}: v_c: video 'v_c': NaN or infinite features, first in row 0",
+        f"{source}: v_d is reached through a link, expected the data itself",
+    )
+    with pytest.raises(UserError, match="v_c: video 'v_c': NaN"):
+        import_features(source, tmp_path / "new.h5", progress=False)
+    assert not (tmp_path / "new.h5").exists()
+
+
+def test_a_full_disk_is_no_bad_video(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("out.h5: cannot write (No space left on device)")
+
+    monkeypatch.setattr("ahernet.data.archive_writer.ArchiveWriter.add", full)
+    with pytest.raises(UserError, match="No space left"):
+        run(folder, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.zip", b"PK\x03\x04", r"neither a folder nor an HDF5 file \(it begins with b'PK"),
+        ("a.npy", b"\x93NUMPY", "a file of one video, expected the folder that holds it or an HDF5 file"),
+        ("a.CSV", b"1,2", "a file of one video"),
+        ("a.h5", b"hello", "not an HDF5 file"),
+        ("a.hdf5", b"", "is empty"),
+        ("a", b"\x89HDF\r\n\x1a\n", "damaged|truncated|not an HDF5"),
+    ],
+)
+def test_sources_of_other_kinds_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        import_features(tmp_path / name, tmp_path / "out.h5", progress=False)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_pipes_and_names_that_no_file_can_have_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("pipe", "neither a folder nor a plain file"), ("x" * 300, "cannot read")):
+        with pytest.raises(UserError, match=message):
+            import_features(tmp_path / name, tmp_path / "out.h5", progress=False)
+
+
+def test_progress_tells_the_rate(folder, capfd):
+    import_features(folder, folder.parent / "out.h5", progress=True)
+    shown = capfd.readouterr().err
+    assert "3/3" in shown
+    assert "video/s" in shown
