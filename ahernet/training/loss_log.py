@@ -30,7 +30,7 @@ def open_loss_log(path: Path, iteration: int) -> Iterator[IO[str]]:
     """
     kept = [entry for entry in read_loss_log(path) if entry["iteration"] <= iteration]
     with replace_when_complete(path) as temporary:
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        temporary.write_text("".join(map(log_line, kept)), encoding="utf-8")
     try:
         log = path.open("a", encoding="utf-8")
     except OSError as error:
@@ -51,13 +51,14 @@ def append_to_log(log: IO[str], entries: Iterable[Mapping[str, float]]) -> None:
         UserError: the log cannot be written, because the disk is full for instance.
     """
     try:
-        log.writelines(map(_line, entries))
+        log.writelines(map(log_line, entries))
         log.flush()
     except OSError as error:
         raise UserError(f"{log.name}: cannot write ({error.strerror})") from error
 
 
-def _line(entry: Mapping[str, float]) -> str:
+def log_line(entry: Mapping[str, float]) -> str:
+    """Return an entry as it stands in the log."""
     return json.dumps(entry) + "\n"
 
 

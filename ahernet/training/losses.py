@@ -1,6 +1,9 @@
 """Losses of segments, of anchor-level localization and of context generation (eq. 4, 6, 7 and 8 of the paper).
 
 Everything stays on the device: masks instead of selections, counts as tensors, no loop over videos or boxes.
+
+Where several processes each have a part of the batch, every function returns this one's part of the loss: the sums
+over its own elements, divided by the counts of all.
 """
 
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 
 from ahernet.config import AssignmentConfig, ClassCells, LossConfig, ModelConfig
 from ahernet.model.localizer import Outputs
+from ahernet.training.ranks import ALONE, Ranks
 
 NO_LABEL = -1
 
@@ -57,6 +61,7 @@ def localization_losses(
     assigned: kernels.Assignment,
     model: ModelConfig,
     weights: LossConfig,
+    ranks: Ranks = ALONE,
 ) -> Losses:
     """Compare the outputs of the network with the ground truth of its videos.
 
@@ -67,9 +72,10 @@ def localization_losses(
         assigned: what `assign_anchors` made of both.
         model: for the scales of the offsets.
         weights: of the terms, and the cells that the class loss looks at.
+        ranks: that have the other videos of the batch.
     """
     labels = cell_labels(assigned, ground_truth, model.ratios_per_cell, weights.class_cells)
-    classification = class_loss(outputs.logits, labels)
+    classification = class_loss(outputs.logits, labels, ranks)
     offset, overlap = kernels.proposal_loss(
         outputs.offsets,
         outputs.overlaps,
@@ -80,6 +86,10 @@ def localization_losses(
         model.centre_scale,
         model.width_scale,
     )
+    if ranks.count > 1:  # the kernel divides by its own counts
+        foreground = (assigned.kind == kernels.FOREGROUND).sum()
+        shares = ranks.shares(torch.stack([foreground, torch.full_like(foreground, assigned.kind.numel())]))
+        offset, overlap = offset * shares[0], overlap * shares[1]
     proposal = weighted_proposal_loss(offset, overlap, weights)
     return Losses(weights.classification * classification + proposal, classification, offset, overlap)
 
@@ -116,30 +126,33 @@ def cell_labels(
     return chosen.where(cell_foreground, torch.where(shared != NO_LABEL, shared, closest))
 
 
-def class_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+def class_loss(logits: list[Tensor], labels: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Return the mean softmax cross-entropy of the cells that have a label (eq. 4 per cell).
 
     Args:
         logits: (B, C, T_j) per scale.
         labels: (B, cells) int64, NO_LABEL where a cell is left out.
+        ranks: that have the other videos of the batch.
     """
     rows = torch.cat([scale.transpose(1, 2) for scale in logits], dim=1).flatten(0, 1)
     # Of rows: the form for more dimensions adds up in no fixed order on CUDA.
     summed = F.cross_entropy(_at_least_float32(rows), labels.flatten(), ignore_index=NO_LABEL, reduction="sum")
-    return summed / (labels != NO_LABEL).sum().clamp(min=1)
+    return summed / ranks.sum((labels != NO_LABEL).sum()).clamp(min=1)
 
 
-def segment_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+def segment_loss(logits: list[Tensor], labels: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Return L_reg: softmax cross-entropy of whole segments, mean over these, summed over the scales (eq. 4).
 
     Args:
         logits: (B, C) per scale.
         labels: (B,) int64.
+        ranks: that have the other segments of the batch.
     """
-    return torch.stack([F.cross_entropy(_at_least_float32(scale), labels) for scale in logits]).sum()
+    mean = torch.stack([F.cross_entropy(_at_least_float32(scale), labels) for scale in logits]).sum()
+    return mean * ranks.shares(mean.new_full((), len(labels))) if ranks.count > 1 else mean
 
 
-def adversarial_loss(logits: list[Tensor], counted: Tensor, real: bool) -> Tensor:
+def adversarial_loss(logits: list[Tensor], counted: Tensor, real: bool, ranks: Ranks = ALONE) -> Tensor:
     """Return the mean of -log D, or for `real=False` of -log(1 - D), over some anchors (a half of eq. 8).
 
     The mean is over the counted anchors of each scale, then over the scales that have any.
@@ -148,28 +161,30 @@ def adversarial_loss(logits: list[Tensor], counted: Tensor, real: bool) -> Tenso
         logits: (B, R, T_j) per scale, of D before the sigmoid.
         counted: (B, A) bool, ordered scale, cell, ratio: the background of each video by its own matching.
         real: whether D should call them real.
+        ranks: that have the other videos of the batch.
     """
-    means, present = [], []
+    sums, numbers = [], []
     anchors = [scale.shape[1] * scale.shape[2] for scale in logits]
     for scale, mask in zip(logits, torch.split(counted, anchors, dim=1), strict=True):
         values = rearrange(_at_least_float32(scale), "b ratio cell -> b (cell ratio)")
         entropy = F.softplus(-values if real else values)
-        number = mask.sum()
-        means.append(entropy.where(mask, 0.0).sum() / number.clamp(min=1))
-        present.append(number > 0)
-    return torch.stack(means).sum() / torch.stack(present).sum().clamp(min=1)
+        sums.append(entropy.where(mask, 0.0).sum())
+        numbers.append(mask.sum())
+    of_all = ranks.sum(torch.stack(numbers))
+    return (torch.stack(sums) / of_all.clamp(min=1)).sum() / (of_all > 0).sum().clamp(min=1)
 
 
-def context_loss(generated: Tensor, real: Tensor, counted: Tensor) -> Tensor:
+def context_loss(generated: Tensor, real: Tensor, counted: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Return the mean squared distance between generated and real context (pre-training of AherNetA-).
 
     Args:
         generated: (B, K, D).
         real: (B, K, D).
         counted: (B,) bool, which videos have real context there.
+        ranks: that have the other videos of the batch.
     """
     error = (_at_least_float32(generated) - real).square().mean(dim=(1, 2))
-    return error.where(counted, 0.0).sum() / counted.sum().clamp(min=1)
+    return error.where(counted, 0.0).sum() / ranks.sum(counted.sum()).clamp(min=1)
 
 
 def _shared_labels(ground_truth: GroundTruth) -> Tensor:

@@ -48,13 +48,14 @@ class Surroundings(NamedTuple):
         return Surroundings(*(to_device(tensor, device) for tensor in self))
 
 
-def choose_foregrounds(batch: Batch, seed: int, iteration: int) -> NDArray[np.int64]:
+def choose_foregrounds(batch: Batch, seed: int, iteration: int, earlier: int = 0) -> NDArray[np.int64]:
     """Draw one ground truth of every video (rows of the batch's segments, (B,)), each as likely as the others.
 
-    Depends on nothing but the arguments; over the epochs every annotation has its turn.
+    Depends on nothing but the arguments; over the epochs every annotation has its turn. If `batch` is a part of a
+    batch, with `earlier` videos before it, what is drawn is that part of what is drawn for the whole.
     """
     offsets = batch.ground_truth.offsets.numpy()
-    draws = np.random.default_rng([seed, iteration, FOREGROUND_STREAM]).random(len(offsets) - 1)
+    draws = np.random.default_rng([seed, iteration, FOREGROUND_STREAM]).random(earlier + len(offsets) - 1)[earlier:]
     return offsets[:-1] + np.floor(draws * np.diff(offsets)).astype(np.int64)
 
 

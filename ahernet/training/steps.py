@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import ahernet_kernels as kernels
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ahernet.config import Config
@@ -29,6 +30,7 @@ from ahernet.training.losses import (
     segment_loss,
     weighted_proposal_loss,
 )
+from ahernet.training.ranks import ALONE, Ranks
 from ahernet.training.segment_batches import SegmentBatch, Surroundings
 
 # The parts of the network that each step may change; the gradient of its losses reaches nothing else.
@@ -91,9 +93,11 @@ class _Seen(NamedTuple):
 
 
 def step_losses(
-    networks: Networks, config: Config, batch: IterationBatch, phase: Phase, rows: ClassRows
+    networks: Networks, config: Config, batch: IterationBatch, phase: Phase, rows: ClassRows, ranks: Ranks = ALONE
 ) -> dict[str, StepLoss]:
     """Run the forward passes of one iteration and return the loss of every step that it takes.
+
+    With several ranks this one's part of it: all add up to the loss of the whole batch.
 
     Args:
         networks: with the parameters that the iteration starts with.
@@ -101,11 +105,12 @@ def step_losses(
         batch: on the device of the networks.
         phase: what the iteration trains.
         rows: which of the network's classes untrimmed videos and moments have.
+        ranks: that share the batch.
     """
     if phase == "generators":
         assert batch.foregrounds is not None
         assert batch.surroundings is not None
-        error = _contexts(networks, batch.surroundings, _resample(batch.foregrounds, config)).error()
+        error = _contexts(networks, batch.surroundings, _resample(batch.foregrounds, config)).error(ranks)
         return {"context": StepLoss(error, {"context": error})}
     localizer = networks.localizer
     steps: dict[str, StepLoss] = {}
@@ -117,20 +122,21 @@ def step_losses(
     if batch.untrimmed is not None:
         sequence = kernels.resample(batch.untrimmed.rows, batch.untrimmed.offsets, config.model.steps)
         own_weights = class_weights.select(rows.untrimmed)
-        untrimmed = _see(localizer, config, sequence, own_weights, batch.untrimmed.ground_truth)
+        untrimmed = _see(localizer, config, sequence, own_weights, batch.untrimmed.ground_truth, ranks)
         losses = untrimmed.losses
         only_proposals = weighted_proposal_loss(losses.offset, losses.overlap, config.loss)
         steps[kind] = StepLoss(only_proposals if kind == "proposals" else losses.total, _named(losses))
     foreground = None if batch.foregrounds is None else _resample(batch.foregrounds, config)
     moment = None if batch.moments is None else _resample(batch.moments, config)
     if foreground is not None or moment is not None:
-        steps["segments"] = _segments(localizer, config, batch, foreground, moment, rows)
+        steps["segments"] = _segments(localizer, config, batch, foreground, moment, rows, ranks)
     if config.method.moments == "localized" and moment is not None:
         contexts = None
         if batch.surroundings is not None and foreground is not None:
             contexts = _contexts(networks, batch.surroundings, foreground)
-        video = _synthetic_video(networks, config, batch, moment, contexts)
-        steps |= _synthetic(networks, config, video, untrimmed, class_weights.select(rows.moments), contexts)
+        video = _synthetic_video(networks, config, batch, moment, contexts, ranks)
+        own_weights = class_weights.select(rows.moments)
+        steps |= _synthetic(networks, config, video, untrimmed, own_weights, contexts, ranks)
     return steps
 
 
@@ -140,12 +146,13 @@ def _see(
     sequence: Tensor,
     class_weights: ClassWeights,
     ground_truth: GroundTruth,
+    ranks: Ranks,
 ) -> _Seen:
     """Localize in sequences (B, steps, D) and compare with their ground truth."""
     maps = localizer.backbone(sequence)
     outputs = Outputs(class_logits(maps, class_weights), *localizer.heads(maps))
     assigned = assign_anchors(localizer.anchors, ground_truth, config.assignment)
-    losses = localization_losses(outputs, localizer.anchors, ground_truth, assigned, config.model, config.loss)
+    losses = localization_losses(outputs, localizer.anchors, ground_truth, assigned, config.model, config.loss, ranks)
     return _Seen(maps, assigned.kind == kernels.BACKGROUND, losses)
 
 
@@ -156,6 +163,7 @@ def _segments(
     foreground: Tensor | None,
     moment: Tensor | None,
     rows: ClassRows,
+    ranks: Ranks,
 ) -> StepLoss:
     """L_reg of foreground segments and of moments, in one forward pass.
 
@@ -171,13 +179,28 @@ def _segments(
         if sequence is not None and segments is not None
     ]
     pooled = pool_segments(localizer.backbone(torch.cat([sequence for _, sequence, _, _ in sets])))
-    classifier.observe(pooled, torch.cat([own[labels] for _, _, labels, own in sets]))
+    observed = torch.cat([own[labels] for _, _, labels, own in sets])
+    classifier.observe(*_of_all_ranks(pooled, observed, len(sets), config.training.batch_size, ranks))
     parts = zip(*(torch.split(x, [len(labels) for _, _, labels, _ in sets]) for x in pooled), strict=True)
     terms = {
-        name: segment_loss(segment_logits(list(part), classifier.class_weights().select(own)), labels)
+        name: segment_loss(segment_logits(list(part), classifier.class_weights().select(own)), labels, ranks)
         for part, (name, _, labels, own) in zip(parts, sets, strict=True)
     }
     return StepLoss(config.loss.segment * torch.stack(list(terms.values())).sum(), terms)
+
+
+def _of_all_ranks(
+    pooled: list[Tensor], rows: Tensor, sets: int, batch_size: int, ranks: Ranks
+) -> tuple[list[Tensor], Tensor]:
+    """Return pooled features and class rows of the segments of all ranks, in the order that one process has them."""
+    if ranks.count == 1:
+        return pooled, rows
+    gathered = (
+        ranks.gather(rearrange(values, "(set item) ... -> item set ...", set=sets), batch_size)
+        for values in (torch.cat(pooled, dim=1).float(), rows)
+    )
+    features, rows = (rearrange(values, "item set ... -> (set item) ...") for values in gathered)
+    return [features], rows
 
 
 class _Contexts(NamedTuple):
@@ -187,9 +210,11 @@ class _Contexts(NamedTuple):
     generated: tuple[Tensor, Tensor]
     present: tuple[Tensor, Tensor]
 
-    def error(self) -> Tensor:
+    def error(self, ranks: Ranks) -> Tensor:
         """Return the L2 loss of what is generated."""
-        before, after = map(context_loss, self.generated, self.real, self.present)
+        before, after = (
+            context_loss(*values, ranks) for values in zip(self.generated, self.real, self.present, strict=True)
+        )
         return before + after
 
     def missed(self) -> tuple[Tensor, Tensor]:
@@ -204,18 +229,19 @@ class _Contexts(NamedTuple):
         )
         return before, after
 
-    def background(self) -> tuple[Tensor, Tensor]:
+    def background(self, batch_size: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """Return real background: of the other side where there is none on one, and of another video where on neither.
 
         Without any in the batch it is 0.
         """
         (before, after), (has_before, has_after) = self.real, self.present
         one, two = before.where(has_before[:, None, None], after), after.where(has_after[:, None, None], before)
-        has_any = has_before | has_after
+        one, two = ranks.gather(one, batch_size), ranks.gather(two, batch_size)
+        has_any = ranks.gather((has_before | has_after).long(), batch_size) > 0
         videos = torch.arange(len(has_any), device=has_any.device)
         # Videos that have background, in turn.
         lenders = has_any.logical_not().argsort(stable=True)[videos % has_any.sum().clamp(min=1)]
-        source = videos.where(has_any, lenders)
+        source = videos.where(has_any, lenders)[ranks.part(len(has_any))]
         return one[source].where(has_any.any(), 0.0), two[source].where(has_any.any(), 0.0)
 
 
@@ -228,7 +254,12 @@ def _contexts(networks: Networks, around: Surroundings, foreground: Tensor) -> _
 
 
 def _synthetic_video(
-    networks: Networks, config: Config, batch: IterationBatch, moment: Tensor, contexts: _Contexts | None
+    networks: Networks,
+    config: Config,
+    batch: IterationBatch,
+    moment: Tensor,
+    contexts: _Contexts | None,
+    ranks: Ranks,
 ) -> tuple[Tensor, GroundTruth]:
     """Make the moments of a batch whole videos (B, steps, D) with their ground truth."""
     assert batch.moments is not None
@@ -239,7 +270,7 @@ def _synthetic_video(
         return sequence, synthetic_ground_truth(first, length, labels, steps)
     first, length = batch.placement
     if contexts is not None and config.method.context == "background":
-        before, after = contexts.background()
+        before, after = contexts.background(config.training.batch_size, ranks)
     else:
         before, after = networks.generators(moment)
         if contexts is not None and config.method.real_residual:
@@ -256,28 +287,31 @@ def _synthetic(
     untrimmed: _Seen | None,
     class_weights: ClassWeights,
     contexts: _Contexts | None,
+    ranks: Ranks,
 ) -> dict[str, StepLoss]:
     """Localize moments in their synthetic videos: line 6 of Algorithm 1, or what an ablation keeps of it."""
     sequence, ground_truth = video
     if untrimmed is not None:
         class_weights = class_weights.detach()
-    seen = _see(networks.localizer, config, sequence, class_weights, ground_truth)
+    seen = _see(networks.localizer, config, sequence, class_weights, ground_truth, ranks)
     localization, terms = config.loss.synthetic * seen.losses.total, _named(seen.losses, "synthetic_")
     if untrimmed is None:
         return {"moments": StepLoss(localization, terms)}
     if config.method.context != "adversarial":
         return {"synthetic": StepLoss(localization, terms)}
-    deceived = adversarial_loss(networks.discriminators(seen.maps), seen.background, real=True)
+    deceived = adversarial_loss(networks.discriminators(seen.maps), seen.background, real=True, ranks=ranks)
     generation = config.loss.generation * seen.losses.total + config.loss.generator * deceived
     generation_terms = {"generator": deceived}
     if contexts is not None:
-        generation_terms["context"] = contexts.error()
+        generation_terms["context"] = contexts.error(ranks)
         generation = generation + config.loss.context * generation_terms["context"]
     fake, real = seen.maps, untrimmed.maps
     if not config.method.adversarial_backbone:
         fake, real = [x.detach() for x in fake], [x.detach() for x in real]
-    told_apart = adversarial_loss(networks.discriminators(fake), seen.background, real=False)
-    told_apart = told_apart + adversarial_loss(networks.discriminators(real), untrimmed.background, real=True)
+    told_apart = adversarial_loss(networks.discriminators(fake), seen.background, real=False, ranks=ranks)
+    told_apart = told_apart + adversarial_loss(
+        networks.discriminators(real), untrimmed.background, real=True, ranks=ranks
+    )
     return {
         "generation": StepLoss(generation, generation_terms),
         "synthetic": StepLoss(

@@ -4,14 +4,16 @@ A run is a folder: the checkpoint, the training state to go on from, the loss lo
 a pure function of the seed and k, and nothing else is random, so a resumed run repeats an uninterrupted one.
 """
 
+import hashlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -20,21 +22,23 @@ from torch import nn
 from tqdm import tqdm
 
 from ahernet.checkpoint import save_checkpoint
-from ahernet.config import Config, with_feature_dimension
+from ahernet.config import Config, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import choose_device, cpu_threads, launches_on
+from ahernet.device import cpu_threads, launches_on
 from ahernet.errors import UserError
 from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
 from ahernet.training.iteration_batches import IterationBatch, first_main_iteration, phase_of, read_iteration
 from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
+from ahernet.training.ranks import Ranks, join_ranks
 from ahernet.training.steps import CHANGES, step_losses
-from ahernet.training.training_data import TrainingData, build_training_data
+from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, save_state, set_learning_rates, start_or_resume
 
 # Losses stay on the device for this many iterations: reading them waits for it.
 LOG_EVERY = 10
+SIGNAL_ECHO = 5.0  # seconds
 REMEDY = "a smaller training.learning_rate or a training.gradient_clip may help"
 # Where cuBLAS looks for its workspace when it starts, and the sizes with which it repeats its results.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -75,7 +79,8 @@ def train(
     """Train a localizer on untrimmed videos, moments or both; checkpoints regularly, at the end, when interrupted.
 
     The first SIGINT or SIGTERM ends the run after the iteration at hand with a checkpoint; a second stops at
-    once.
+    once. Where torchrun has started several processes they train one network together: every one calls this function
+    with the same arguments and files, one signal or error in one of them ends all, and only the first writes.
 
     Args:
         archive: features of untrimmed videos.
@@ -88,37 +93,62 @@ def train(
         moments: features of moments, for runs that learn from them.
         moment_labels: class name by id of the moments.
         resume: go on from the last training state in `out_folder`; starts anew if there is none.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        device: "auto", "cpu", "cuda" or "cuda:<number>"; several processes each take a GPU of their own.
         progress: show what is used and a progress bar on standard error.
 
     Raises:
         UserError: nothing to train on; moments that the settings have no use for, or the other way round; features
             of another dimension than the settings say; `out_folder` holds a run and `resume` is not given, a run of
             other settings or data, or one that is being written; a loss or parameters that are not finite; a full disk;
-            `training.deterministic` on a GPU that this process has used without it before.
+            `training.deterministic` on a GPU that this process has used without it before; fewer videos in a batch than
+            processes, or another process that failed or ended.
         KeyboardInterrupt: the run was interrupted; its checkpoint is written.
     """
     began = time.monotonic()
-    config = with_feature_dimension(config, archive.dimension, str(archive.path))
-    data = build_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config.method)
-    if config.method.annotated_share < 1:
-        data = replace(data, untrimmed=data.untrimmed.share(config.method.annotated_share, config.training.seed))
-    where = choose_device(device)
-    if progress:
-        print(data.describe(), file=sys.stderr)
-    make_folder(out_folder)
-    with (
-        claim_folder(out_folder),
-        cpu_threads(config.training.cpu_threads),
-        _deterministic_algorithms(config.training.deterministic, where),  # first: it must precede any use of the GPU
-        launches_on(where),
-    ):
-        run = start_or_resume(out_folder, config, data, where, resume)
-        _iterate(run, data, out_folder, where, progress)
-        # Once more, as a finished run may have been killed before its checkpoint, or be given other inference settings.
-        save_checkpoint(out_folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
-    draw_loss_curve(out_folder / LOG_NAME, out_folder / CURVE_NAME)
+    with join_ranks(device) as (ranks, where), ExitStack() as until_done:
+        with ranks.together():
+            config = with_feature_dimension(config, archive.dimension, str(archive.path))
+            ranks.part(config.training.batch_size)  # asked early: it refuses a batch that is too small
+            data = select_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config)
+            if ranks.first:
+                if progress:
+                    print(data.describe(), file=sys.stderr)
+                make_folder(out_folder)
+                until_done.enter_context(claim_folder(out_folder))
+            until_done.enter_context(computing_on(where, config))
+            run = start_or_resume(out_folder, config, data, where, resume, ranks)
+        _refuse_different_ranks(run, data)
+        _iterate(run, data, out_folder, where, progress and ranks.first)
+        with ranks.together():
+            if ranks.first:
+                # Once more, as a finished run may have been killed before its checkpoint, or be given other inference
+                # settings.
+                save_checkpoint(out_folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
+    if ranks.first:
+        draw_loss_curve(out_folder / LOG_NAME, out_folder / CURVE_NAME)
     return TrainingResult(out_folder, run.iteration, time.monotonic() - began, data)
+
+
+@contextmanager
+def computing_on(device: torch.device, config: Config) -> Iterator[None]:
+    """Compute on a device, with the threads and algorithms that the settings ask for.
+
+    Raises:
+        UserError: `training.deterministic` on a GPU that this process has used without it before.
+    """
+    with (
+        _deterministic_algorithms(config.training.deterministic, device),  # first: it must precede any use of the GPU
+        cpu_threads(config.training.cpu_threads),
+        launches_on(device),
+    ):
+        yield
+
+
+def _refuse_different_ranks(run: Run, data: TrainingData) -> None:
+    """Refuse to train one network on different data, or from different states, in different processes."""
+    if run.ranks.count > 1:
+        start = json.dumps([config_to_dict(run.config), data.fingerprint(), run.iteration])
+        run.ranks.check_same(hashlib.sha256(start.encode()).digest(), "settings, data or training states")
 
 
 def total_iterations(config: Config) -> int:
@@ -134,15 +164,15 @@ def learning_rate(config: Config, iteration: int) -> float:
 
 
 def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, progress: bool) -> None:
-    settings, end = run.config.training, total_iterations(run.config)
+    settings, end, ranks = run.config.training, total_iterations(run.config), run.ranks
 
     def read(iteration: int) -> IterationBatch:
-        return read_iteration(data.untrimmed, data.moments, run.config, iteration).to(device)
+        return read_iteration(data.untrimmed, data.moments, run.config, iteration, ranks).to(device)
 
     unread: list[dict[str, torch.Tensor]] = []
     with (
-        open_loss_log(folder / LOG_NAME, run.iteration) as log,
-        _stop_requests() as stop_requested,
+        open_loss_log(folder / LOG_NAME, run.iteration) if ranks.first else nullcontext() as log,
+        _stop_requests(ranks) as stop_requested,
         read_ahead(read, range(run.iteration, end)) as batches,
         tqdm(
             total=end,
@@ -153,14 +183,18 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
             disable=not progress,
         ) as bar,
     ):
-        for iteration, batch in batches:
+        while run.iteration < end:
+            with ranks.together():
+                iteration, batch = next(batches)
             unread.append(_iteration(run, batch, iteration))
-            stop = stop_requested()
+            stop = ranks.any(stop_requested())
             save = stop or run.iteration % settings.checkpoint_every == 0
             last = run.iteration == end
             if save or last or run.iteration % LOG_EVERY == 0:
                 entries = _read_losses(unread, run, data)
-                append_to_log(log, entries)
+                with ranks.together():
+                    if log is not None:
+                        append_to_log(log, entries)
                 bar.set_postfix(
                     {"phase": phase_of(run.config.method, iteration), "loss": f"{entries[-1]['total']:.4f}"},
                     refresh=False,
@@ -169,7 +203,9 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
                 unread.clear()
             if save or last:
                 _refuse_broken(run)
-                save_state(folder, run, data)
+                with ranks.together():
+                    if ranks.first:
+                        save_state(folder, run, data)
             if stop and not last:
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
 
@@ -182,12 +218,13 @@ def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, tor
     set_learning_rates(run.optimizer, rate, settings.classifier_rate, adversaries)
     device = next(run.networks.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        steps = step_losses(run.networks, run.config, batch, phase, run.rows)
+        steps = step_losses(run.networks, run.config, batch, phase, run.rows, run.ranks)
     run.optimizer.zero_grad(set_to_none=True)
     for name, step in steps.items():
         changed = [parameter for part in CHANGES[name] for parameter in run.networks.part(part).parameters()]
         # Steps share forward passes, whose graphs are needed until the last of them.
         step.loss.backward(inputs=changed, retain_graph=True)  # type: ignore[no-untyped-call]
+    run.ranks.sum_gradients(list(run.networks.parameters()))
     if settings.gradient_clip > 0:
         for network in run.networks.children():
             nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
@@ -200,7 +237,8 @@ def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, tor
 
 def _read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:
     """Bring the last losses to the host as entries of the log; refuse what is not finite."""
-    values = torch.cat([torch.stack(list(terms.values())).float() for terms in unread]).tolist()
+    parts = torch.cat([torch.stack(list(terms.values())).float() for terms in unread])
+    values = run.ranks.sum(parts).tolist()
     first = run.iteration - len(unread)
     entries = []
     for iteration, terms in enumerate(unread, start=first):
@@ -271,17 +309,19 @@ def _settle_workspace() -> None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def _stop_requests(ranks: Ranks) -> Iterator[Callable[[], bool]]:
     """Give a function that says whether SIGINT or SIGTERM came; a second one raises KeyboardInterrupt.
 
     Signals reach the main thread only, so that elsewhere nothing is ever requested.
     """
-    received: list[int] = []
+    received: list[float] = []
+    # torchrun hands on a signal that whoever ended the job may have sent to every process already.
+    patience = SIGNAL_ECHO if ranks.count > 1 else 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and time.monotonic() - received[0] >= patience:
             raise KeyboardInterrupt
-        received.append(number)
+        received.append(time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,9 +1,9 @@
 """All data of a run: untrimmed videos of base classes, moments, and one numbering of both sets' classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ahernet.config import MethodConfig
+from ahernet.config import Config, MethodConfig
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
 from ahernet.errors import UserError
@@ -50,6 +50,25 @@ class TrainingData:
         """Say in a line or two what is used and what is left out."""
         untrimmed = self.untrimmed.summary.describe() if self.untrimmed_is_used else "leaves untrimmed videos aside"
         return "\n".join([untrimmed, *([self.moments.describe()] if self.moments else [])])
+
+
+def select_training_data(
+    archive: FeatureArchive,
+    annotations: Annotations,
+    classes: Sequence[str] | None,
+    moments: FeatureArchive | None,
+    moment_labels: Mapping[str, str] | None,
+    config: Config,
+) -> TrainingData:
+    """Return what a run learns from, of what it is given: its share of the annotated videos (`method.annotated_share`).
+
+    Raises:
+        UserError: as `build_training_data`.
+    """
+    data = build_training_data(archive, annotations, classes, moments, moment_labels, config.method)
+    if config.method.annotated_share == 1:
+        return data
+    return replace(data, untrimmed=data.untrimmed.share(config.method.annotated_share, config.training.seed))
 
 
 def build_training_data(

@@ -4,7 +4,7 @@ import pickle
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
 from ahernet.training.iteration_batches import first_main_iteration
+from ahernet.training.ranks import ALONE, Ranks
 from ahernet.training.steps import ClassRows, Networks
 from ahernet.training.training_data import TrainingData
 
@@ -34,6 +35,7 @@ class Run:
         average: weighted mean of the localizer's parameters after all iterations, if the settings ask for it.
         optimizer: of all networks.
         iteration: how many iterations the networks have seen.
+        ranks: that train the same networks together, fixed.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Run:
     average: Localizer | None
     optimizer: torch.optim.Optimizer
     iteration: int
+    ranks: Ranks = ALONE
 
     def best_localizer(self) -> Localizer:
         """Return the localizer to use: the average where there is one."""
@@ -62,7 +65,9 @@ class Run:
         torch._foreach_copy_(list(self.average.buffers()), list(localizer.buffers()))
 
 
-def start_or_resume(folder: Path, config: Config, data: TrainingData, device: torch.device, resume: bool) -> Run:
+def start_or_resume(
+    folder: Path, config: Config, data: TrainingData, device: torch.device, resume: bool, ranks: Ranks = ALONE
+) -> Run:
     """Return a new run, or with `resume` the one in `folder` if it holds one.
 
     Raises:
@@ -71,16 +76,21 @@ def start_or_resume(folder: Path, config: Config, data: TrainingData, device: to
     path = folder / STATE_NAME
     if not resume and (path.exists() or (folder / CHECKPOINT_NAME).exists()):
         raise UserError(f"{folder}: holds a run already, give another folder or resume it")
+    run = new_run(config, data, device, ranks)
+    if resume and path.exists():
+        _load_state(path, run, data)
+    return run
+
+
+def new_run(config: Config, data: TrainingData, device: torch.device, ranks: Ranks = ALONE) -> Run:
+    """Return a run before its first iteration: all parameters follow from the settings and the number of classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         networks = Networks(config, len(data.classes)).to(device)
     average = deepcopy(networks.localizer).requires_grad_(False) if config.training.average else None
     optimizer = torch.optim.Adam(_parameter_groups(networks), lr=config.training.learning_rate, fused=True)
     rows = ClassRows(*(torch.tensor(numbers, device=device) for numbers in (data.base_rows, data.moment_rows)))
-    run = Run(config, rows, networks, average, optimizer, 0)
-    if resume and path.exists():
-        _load_state(path, run, data)
-    return run
+    return Run(config, rows, networks, average, optimizer, 0, ranks)
 
 
 def _parameter_groups(networks: Networks) -> list[dict[str, Any]]:
@@ -106,6 +116,16 @@ def save_state(folder: Path, run: Run, data: TrainingData) -> None:
     Raises:
         UserError: the folder cannot be written, because the disk is full for instance.
     """
+    with replace_when_complete(folder / STATE_NAME) as path, path.open("wb") as file:
+        try:
+            write_state(file, run, data)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise UserError(f"{folder / STATE_NAME}: cannot write, is the disk full?") from error
+    save_checkpoint(folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
+
+
+def write_state(file: IO[bytes], run: Run, data: TrainingData) -> None:
+    """Write the training state of a run: the same bytes for the same state."""
     state = {
         "format": STATE_FORMAT,
         "iteration": run.iteration,
@@ -115,12 +135,7 @@ def save_state(folder: Path, run: Run, data: TrainingData) -> None:
         "average": None if run.average is None else run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
-    with replace_when_complete(folder / STATE_NAME) as path:
-        try:
-            torch.save(state, path)
-        except RuntimeError as error:  # what torch makes of a failed write
-            raise UserError(f"{folder / STATE_NAME}: cannot write, is the disk full?") from error
-    save_checkpoint(folder, run.config, data.classes, run.best_localizer(), data.moment_classes)
+    torch.save(state, file)
 
 
 def _load_state(path: Path, run: Run, data: TrainingData) -> None:
