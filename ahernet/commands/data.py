@@ -12,6 +12,7 @@ from ahernet.commands.command import (
     classes_of,
     read_annotations_of,
 )
+from ahernet.errors import UserError
 from ahernet.files import make_folder
 
 
@@ -127,18 +128,21 @@ def _run_cut_moments(parsed: Namespace) -> None:
 
 
 def _add_inspect(parser: ArgumentParser) -> None:
-    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="feature archive")
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="feature archive, or manifest of several")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file to compare with")
     add_annotation_options(parser)
+    parser.add_argument("--strict", action="store_true", help="fail if there is any problem, and list them all")
 
 
 def _run_inspect(parsed: Namespace) -> None:
-    from ahernet.data.inspection import format_inspection, inspect_archive
+    from ahernet.data.inspection import SHOWN_PER_KIND, format_inspection, inspect_archive
 
     inspection = inspect_archive(
-        parsed.archive, parsed.annotations, categories=parsed.categories, subsets=parsed.subsets
+        parsed.archive, parsed.annotations, categories=parsed.categories, subsets=parsed.subsets, progress=True
     )
-    print(format_inspection(inspection))
+    print(format_inspection(inspection, shown=None if parsed.strict else SHOWN_PER_KIND))
+    if parsed.strict and inspection.problems:
+        raise UserError(f"{parsed.archive}: {len(inspection.problems):,} problems, listed above (--strict)")
 
 
 COMMANDS = {
@@ -178,8 +182,13 @@ COMMANDS = {
     ),
     "inspect": Command(
         help="describe a feature archive and find what is wrong with it",
-        description="Describe a feature archive, check every row, and compare it with an annotation file.",
-        usage="ARCHIVE [--annotations FILE]",
+        description=(
+            "Describe a feature archive, check every row, and compare it with an annotation file. Problems are rows\n"
+            "that are damaged, not finite or all zero, annotated videos that are missing, unknown durations or ones\n"
+            "that differ from the annotation by more than a second, and ids that are easily mistaken. Of a file of\n"
+            "another program it says what it is and how to import it."
+        ),
+        usage="ARCHIVE [--annotations FILE] [--strict]",
         example="archive.h5 --annotations annotations.json",
         add_arguments=_add_inspect,
         run=_run_inspect,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shlex
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from ahernet.data.annotations import match_video_ids, read_annotations
 from ahernet.data.archive_writer import ArchiveWriter, Precision, check_video_id, prepare_features
-from ahernet.data.array_files import SUFFIXES
+from ahernet.data.array_files import SUFFIXES, read_array_file
 from ahernet.data.array_folders import open_folder
 from ahernet.data.foreign_hdf5 import open_foreign_hdf5
 from ahernet.data.foreign_videos import ForeignFeatures, ForeignSource, ForeignVideo
@@ -100,6 +101,27 @@ def open_source(path: Path) -> Iterator[ForeignSource]:
     if path.suffix.lower() in SUFFIXES:
         raise UserError(f"{path}: a file of one video, expected the folder that holds it or an HDF5 file")
     raise UserError(f"{path}: neither a folder nor an HDF5 file (it begins with {start!r})")
+
+
+def describe_source(path: Path) -> str:
+    """Say what holds the features, and how to import it.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        array = read_array_file(path)
+        return f"the array {array.shape} {array.dtype} of one video; import the folder that holds it"
+    with open_source(path) as source:
+        first = source.videos[0]
+        try:
+            rows = first.read().rows
+            shown = f"{rows.shape} {rows.dtype}"
+        except UserError as error:
+            shown = f"bad ({error})"
+        text = f"{source.kind}: {len(source.videos):,} videos, the first, {first.name!r}, is {shown}"
+    command = f"ahernet import {shlex.quote(str(path))} --out archive.h5"
+    return printable(f"{text}; {command} makes an archive of it (--annotations FILE gives the durations)")
 
 
 def import_features(

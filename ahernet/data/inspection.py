@@ -17,7 +17,11 @@ from ahernet.data.annotations import (
     match_video_ids,
     read_annotations,
 )
-from ahernet.data.archive import FeatureArchive, open_archive
+from ahernet.data.archive import FeatureArchive
+from ahernet.data.archive_set import MANIFEST_NAME, archive_files, open_features
+from ahernet.data.importers import describe_source
+from ahernet.data.printable import printable
+from ahernet.errors import UserError
 
 BATCH_BYTES = 1 << 26
 DURATION_TOLERANCE = 1.0  # seconds
@@ -48,8 +52,8 @@ class Inspection:
     """What an archive holds.
 
     Attributes:
-        path: the archive.
-        file_bytes: its size.
+        path: the archive, or the manifest or folder of several.
+        file_bytes: size of its files.
         videos, rows, dimension, dtype: how much of what.
         shortest, longest: rows of the shortest and of the longest video.
         known_durations: videos whose duration is known.
@@ -93,18 +97,19 @@ def inspect_archive(
     """Read a whole archive and describe it.
 
     Args:
-        path: the archive.
+        path: the archive, or the manifest or folder of several.
         annotations: annotation file to compare with.
         categories: class names, as in `read_annotations`.
         subsets: table of subsets, as in `read_annotations`.
         progress: show a progress bar.
 
     Raises:
-        UserError: not an archive (the message tells what the file is), or an unreadable annotation file.
+        UserError: not an archive (the message tells what it is and how to import it), or an unreadable annotation
+            file.
     """
     path = Path(path)
     annotated = None if annotations is None else read_annotations(annotations, categories, subsets)
-    with open_archive(path) as archive:
+    with _open(path) as archive:
         problems = [*_id_problems(archive), *_duration_problems(archive), *_row_problems(archive, progress)]
         notes = [
             Problem("only one row", archive.ids[position]) for position in np.flatnonzero(archive.lengths == 1).tolist()
@@ -114,13 +119,13 @@ def inspect_archive(
             pairs = match_video_ids(annotated.videos, archive.ids)
             summary = _summary(annotated, pairs)
             problems += _comparison_problems(archive, annotated, pairs)
-            notes += find_annotation_problems(annotated)
+            notes += [*_videos_without_annotation(archive, pairs), *find_annotation_problems(annotated)]
         known = ~np.isnan(archive.durations)
         durations = archive.durations[known]
         seconds = float(durations.sum())
         return Inspection(
             path=path,
-            file_bytes=path.stat().st_size,
+            file_bytes=sum(file.stat().st_size for file, _ in archive_files(path)),
             videos=len(archive),
             rows=int(archive.offsets[-1]),
             dimension=archive.dimension,
@@ -141,8 +146,8 @@ def inspect_archive(
         )
 
 
-def format_inspection(inspection: Inspection) -> str:
-    """Return the inspection as aligned text; of each kind of problem the first few videos are named."""
+def format_inspection(inspection: Inspection, shown: int | None = SHOWN_PER_KIND) -> str:
+    """Return the inspection as aligned text; of each kind of problem `shown` videos are named, all with None."""
     facts = [
         ("file", f"{inspection.path} ({_size(inspection.file_bytes)})"),
         ("videos", f"{inspection.videos:,}"),
@@ -152,14 +157,30 @@ def format_inspection(inspection: Inspection) -> str:
         ("rows a second", _number(inspection.rows_per_second)),
         ("frame rate", _number(inspection.frame_rate)),
         ("clip stride", f"{inspection.clip_stride} frames" if inspection.clip_stride else "unknown"),
-        ("origin", _printable(inspection.origin) or "not stated"),
+        ("origin", printable(inspection.origin) or "not stated"),
     ]
     if inspection.annotations is not None:
         facts += _annotation_facts(inspection.annotations)
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
-    lines += ["", *_listing("problems", inspection.problems), *_listing("notes", inspection.notes)]
+    lines += [
+        "",
+        *_listing("problems", inspection.problems, shown),
+        *_listing("notes", inspection.notes, SHOWN_PER_KIND),
+    ]
     return "\n".join(lines)
+
+
+def _open(path: Path) -> FeatureArchive:
+    try:
+        return open_features(path)
+    except UserError as error:
+        try:
+            described = describe_source(path)
+        except UserError as nothing:  # that could be imported either
+            told = nothing if path.is_dir() and not (path / MANIFEST_NAME).exists() else error
+            raise told from None
+        raise UserError(f"{path}: not an ahernet archive but {described}") from error
 
 
 def _id_problems(archive: FeatureArchive) -> Iterator[Problem]:
@@ -242,6 +263,9 @@ def _comparison_problems(archive: FeatureArchive, annotated: Annotations, pairs:
         if abs(seconds - video.duration) > DURATION_TOLERANCE:
             detail = f"{seconds:.2f} s here, {video.duration:.2f} s annotated"
             yield Problem("duration differs from the annotation", pairs[key], detail)
+
+
+def _videos_without_annotation(archive: FeatureArchive, pairs: dict[str, str]) -> Iterator[Problem]:
     annotated_ids = set(pairs.values())
     for video_id in archive.ids:
         if video_id not in annotated_ids:
@@ -255,7 +279,7 @@ def _annotation_facts(summary: AnnotationSummary) -> list[tuple[str, str]]:
         ("with features", f"{summary.with_features:,} of {summary.videos:,} videos"),
     ]
     facts += [
-        (f"  {_printable(subset)}", f"{present:,} of {videos:,} videos") for subset, videos, present in summary.subsets
+        (f"  {printable(subset)}", f"{present:,} of {videos:,} videos") for subset, videos, present in summary.subsets
     ]
     return facts
 
@@ -268,7 +292,7 @@ def _durations_text(inspection: Inspection) -> str:
     return text + (f" ({unknown:,} unknown)" if unknown else "")
 
 
-def _listing(title: str, problems: tuple[Problem, ...]) -> Iterator[str]:
+def _listing(title: str, problems: tuple[Problem, ...], shown: int | None) -> Iterator[str]:
     if not problems:
         yield f"{title}: none"
         return
@@ -278,17 +302,10 @@ def _listing(title: str, problems: tuple[Problem, ...]) -> Iterator[str]:
         by_kind.setdefault(problem.kind, []).append(problem)
     for kind, members in by_kind.items():
         yield f"  {kind}: {len(members):,}"
-        for problem in members[:SHOWN_PER_KIND]:
-            yield f"    {problem.video_id!r} {_printable(problem.detail)}".rstrip()
-        if len(members) > SHOWN_PER_KIND:
-            yield f"    ... and {len(members) - SHOWN_PER_KIND:,} more"
-
-
-def _printable(text: str) -> str:
-    """Escape what would disturb a terminal: the text comes from files of strangers."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+        for problem in members[:shown]:
+            yield f"    {problem.video_id!r} {printable(problem.detail)}".rstrip()
+        if shown is not None and len(members) > shown:
+            yield f"    ... and {len(members) - shown:,} more"
 
 
 def _number(value: float) -> str:
