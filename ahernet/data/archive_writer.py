@@ -1,9 +1,10 @@
 """Writing feature archives; `archive` describes the format."""
 
 import math
-import shutil
 import tempfile
 import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -16,6 +17,7 @@ from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
 ALIGNMENT = 4096
+COPY_BYTES = 1 << 24
 MAX_ORIGIN_BYTES = 32768
 FLOAT16_MAX = 65504.0
 Precision = Literal["float16", "float32"]
@@ -127,38 +129,91 @@ class ArchiveWriter:
     def _publish(self, spill: IO[bytes]) -> None:
         if not self._lengths:
             raise UserError(f"{self.path}: no video was added, an archive holds at least one")
-        with replace_when_complete(self.path) as temporary:
-            offset = self._create_tables(temporary)
-            length = self._rows_written * self.dimension * np.dtype(self.dtype).itemsize
-            spill.truncate(length)
-            spill.seek(0)
-            with temporary.open("r+b") as target:
-                target.seek(offset)
-                shutil.copyfileobj(spill, target, 1 << 24)
+        tables = ArchiveTables(
+            ids=list(self._lengths),
+            lengths=list(self._lengths.values()),
+            durations=self._durations,
+            checksums=self._checksums,
+            dimension=self.dimension,
+            dtype=self.dtype,
+            frame_rate=self._frame_rate,
+            clip_stride=self._clip_stride,
+            origin=self._origin,
+        )
+        spill.seek(0)
+        left = self._rows_written * self.dimension * np.dtype(self.dtype).itemsize
+        sizes = [COPY_BYTES] * (left // COPY_BYTES) + [left % COPY_BYTES]
+        write_archive(self.path, tables, (spill.read(size) for size in sizes))
 
-    def _create_tables(self, path: Path) -> int:
-        """Write everything but the rows; return where in the file the rows belong."""
-        ids = [video_id.encode("utf-8") for video_id in self._lengths]
-        id_type = h5py.string_dtype("utf-8", max(len(encoded) for encoded in ids))
-        offsets = np.concatenate([[0], np.cumsum(list(self._lengths.values()))])
-        try:
-            # Aligned, so that others can map the rows into memory as they are.
-            with h5py.File(
-                path, "w", locking=False, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
-            ) as file:
-                _set_text(file, "format", FORMAT)
-                file.attrs["version"] = np.int64(VERSION)
-                file.attrs["dimension"] = np.int64(self.dimension)
-                file.attrs["frame_rate"] = np.float64(self._frame_rate)
-                file.attrs["clip_stride"] = np.int64(self._clip_stride)
-                _set_text(file, "origin", self._origin)
-                file.create_dataset("offsets", data=offsets.astype("<i8"))
-                file.create_dataset("ids", data=np.array(ids, dtype=id_type))
-                file.create_dataset("durations", data=np.array(self._durations, "<f8"))
-                file.create_dataset("crc32", data=np.array(self._checksums, "<u4"))
-                return _allocate_features(file, self._rows_written, self.dimension, np.dtype(self.dtype))
-        except (OSError, RuntimeError) as error:  # HDF5 raises both, over several lines, on a full disk
-            raise UserError(f"{self.path}: cannot write ({' '.join(str(error).split())})") from error
+
+@dataclass(frozen=True)
+class ArchiveTables:
+    """Everything in an archive but the rows; `archive` says what the entries mean.
+
+    Attributes:
+        ids: of the videos, checked (`check_video_id`) and all different.
+        lengths: rows of each video.
+        durations: seconds, NaN where unknown.
+        checksums: CRC-32 of each video's rows.
+        dimension: D.
+        dtype: of the rows.
+        frame_rate: frames per second, NaN where unknown.
+        clip_stride: frames from row to row, 0 where unknown.
+        origin: how the features came to be.
+    """
+
+    ids: Sequence[str]
+    lengths: Sequence[int]
+    durations: Sequence[float]
+    checksums: Sequence[int]
+    dimension: int
+    dtype: Precision
+    frame_rate: float
+    clip_stride: int
+    origin: str
+
+
+def write_archive(path: Path, tables: ArchiveTables, rows: Iterable[bytes]) -> None:
+    """Write an archive of videos whose rows are prepared (`prepare_features`); it appears complete or not at all.
+
+    Args:
+        path: file to write; replaced if it exists.
+        tables: of at least one video.
+        rows: the bytes of all rows in the order of `tables.ids`, in parts of any size.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replace_when_complete(path) as temporary:
+        offset = _create_tables(temporary, path, tables)
+        with temporary.open("r+b") as target:
+            target.seek(offset)
+            target.writelines(rows)
+
+
+def _create_tables(temporary: Path, path: Path, tables: ArchiveTables) -> int:
+    """Write everything but the rows; return where in the file the rows belong."""
+    ids = [video_id.encode("utf-8") for video_id in tables.ids]
+    id_type = h5py.string_dtype("utf-8", max(len(encoded) for encoded in ids))
+    offsets = np.concatenate([[0], np.cumsum(tables.lengths)])
+    try:
+        # Aligned, so that others can map the rows into memory as they are.
+        with h5py.File(
+            temporary, "w", locking=False, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
+        ) as file:
+            _set_text(file, "format", FORMAT)
+            file.attrs["version"] = np.int64(VERSION)
+            file.attrs["dimension"] = np.int64(tables.dimension)
+            file.attrs["frame_rate"] = np.float64(tables.frame_rate)
+            file.attrs["clip_stride"] = np.int64(tables.clip_stride)
+            _set_text(file, "origin", tables.origin)
+            file.create_dataset("offsets", data=offsets.astype("<i8"))
+            file.create_dataset("ids", data=np.array(ids, dtype=id_type))
+            file.create_dataset("durations", data=np.array(tables.durations, "<f8"))
+            file.create_dataset("crc32", data=np.array(tables.checksums, "<u4"))
+            return _allocate_features(file, int(offsets[-1]), tables.dimension, np.dtype(tables.dtype))
+    except (OSError, RuntimeError) as error:  # HDF5 raises both, over several lines, on a full disk
+        raise UserError(f"{path}: cannot write ({' '.join(str(error).split())})") from error
 
 
 def check_video_id(video_id: str) -> None:

@@ -1,0 +1,250 @@
+"""An archive that grows over a long time: finished videos are kept on disk, whatever ends the program that adds them.
+
+While `ARCHIVE` is being made, the folder `ARCHIVE.partial` beside it holds
+
+    settings.json   what the features depend on; a run with other settings must not go on here
+    rows.bin        the rows of finished videos, one after the other, in the archive's type
+    journal.jsonl   one line per finished video, written after its rows have reached the disk
+
+A line that a killed writer left unfinished, and rows without a line, are cut off when the folder is opened again. When
+all videos are there the archive is written, in the order that the caller wants, and the folder is removed.
+"""
+
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ahernet.data.archive_writer import (
+    ArchiveTables,
+    Precision,
+    check_video_id,
+    prepare_features,
+    write_archive,
+)
+from ahernet.errors import UserError
+from ahernet.files import check_output_file, claim_folder, make_folder, replace_when_complete
+
+FORMAT = "ahernet partial archive 1"
+
+
+@dataclass(frozen=True)
+class FinishedVideo:
+    """A line of the journal.
+
+    Attributes:
+        id: of the video.
+        first: its first row in rows.bin.
+        rows: how many it has.
+        duration: seconds, NaN where unknown.
+        crc32: of the bytes of its rows.
+        source: what the video was read from; if that has changed, the rows are out of date.
+        remarks: what the user should know about the video.
+    """
+
+    id: str
+    first: int
+    rows: int
+    duration: float
+    crc32: int
+    source: str
+    remarks: tuple[str, ...]
+
+
+class ArchiveJournal:
+    """The finished videos of an archive in the making; `open_journal` makes one."""
+
+    def __init__(self, out: Path, folder: Path, dimension: int, dtype: Precision) -> None:
+        self.out = out
+        self.folder = folder
+        self.dimension = dimension
+        self.dtype: Precision = dtype
+        self._row_bytes = dimension * np.dtype(dtype).itemsize
+        # Unbuffered: nothing is left to be written when the disk is full.
+        self._rows = (folder / "rows.bin").open("ab", buffering=0)
+        self._lines = (folder / "journal.jsonl").open("ab", buffering=0)
+        self.finished = self._read_lines()
+
+    def has(self, video_id: str, source: str) -> bool:
+        """Tell whether a video is finished, from the same source."""
+        return video_id in self.finished and self.finished[video_id].source == source
+
+    def add(
+        self, video_id: str, features: np.ndarray, duration: float, source: str, remarks: Sequence[str] = ()
+    ) -> None:
+        """Keep the features of a finished video; when this returns they are on the disk.
+
+        Args:
+            video_id: as `ArchiveWriter.add`; replaces a finished video of that id.
+            features: (L, D) real numbers, L >= 1.
+            duration: seconds, NaN where unknown.
+            source: what the video was read from, as `has` compares it.
+            remarks: what the user should know about the video.
+
+        Raises:
+            UserError: as `ArchiveWriter.add`. The journal stays as it was.
+        """
+        check_video_id(video_id)
+        if not (math.isnan(duration) or 0 < duration < math.inf):
+            raise UserError(f"video {video_id!r}: duration is {duration}, expected seconds above 0 or NaN")
+        rows = prepare_features(video_id, features, self.dimension, self.dtype)
+        place, line = self._rows.tell(), self._lines.tell()
+        video = FinishedVideo(
+            video_id, place // self._row_bytes, len(rows), duration, zlib.crc32(rows.data), source, tuple(remarks)
+        )
+        try:
+            _append(self._rows, rows.data)
+            _append(self._lines, (json.dumps(asdict(video)) + "\n").encode())
+        except OSError as error:
+            self._cut_off(place, line)
+            raise UserError(f"{self.folder}: cannot write ({error.strerror})") from error
+        self.finished[video_id] = video
+
+    def publish(self, video_ids: Sequence[str], *, clip_stride: int, origin: str) -> None:
+        """Write the archive of these finished videos, in this order.
+
+        Raises:
+            UserError: there is none, the archive cannot be written, or rows are not what they were.
+        """
+        if not video_ids:
+            raise UserError(f"{self.out}: no video is finished, an archive holds at least one")
+        videos = [self.finished[video_id] for video_id in video_ids]
+        tables = ArchiveTables(
+            ids=video_ids,
+            lengths=[video.rows for video in videos],
+            durations=[video.duration for video in videos],
+            checksums=[video.crc32 for video in videos],
+            dimension=self.dimension,
+            dtype=self.dtype,
+            frame_rate=math.nan,
+            clip_stride=clip_stride,
+            origin=origin,
+        )
+        write_archive(self.out, tables, self._stored_rows(videos))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._rows.close()
+        self._lines.close()
+
+    def _stored_rows(self, videos: Iterable[FinishedVideo]) -> Iterator[bytes]:
+        with (self.folder / "rows.bin").open("rb") as file:
+            for video in videos:
+                file.seek(video.first * self._row_bytes)
+                rows = file.read(video.rows * self._row_bytes)
+                if zlib.crc32(rows) != video.crc32:
+                    raise UserError(
+                        f"{self.folder}: the rows of video {video.id!r} have changed on disk, "
+                        "remove the folder and start again"
+                    )
+                yield rows
+
+    def _read_lines(self) -> dict[str, FinishedVideo]:
+        """Read what is finished, and cut off what a killed writer left after it."""
+        stored = (self.folder / "rows.bin").stat().st_size // self._row_bytes
+        finished: dict[str, FinishedVideo] = {}
+        rows = intact = 0
+        with (self.folder / "journal.jsonl").open("rb") as lines:
+            for line in lines:
+                video = _parse(line)
+                if video is None or video.first != rows or video.first + video.rows > stored:
+                    break
+                finished[video.id] = video
+                rows = video.first + video.rows
+                intact += len(line)
+        self._cut_off(rows * self._row_bytes, intact)
+        return finished
+
+    def _cut_off(self, rows: int, lines: int) -> None:
+        for file, length in ((self._rows, rows), (self._lines, lines)):
+            file.truncate(length)
+            file.seek(length)
+
+
+@contextmanager
+def open_journal(
+    out: Path, *, dimension: int, dtype: Precision, settings: Mapping[str, Any]
+) -> Iterator[ArchiveJournal]:
+    """Begin the archive `out`, or go on with what a killed run has left of it; one process at a time.
+
+    The folder beside it is removed at the end of the context when all went well, or when nothing is finished in it.
+
+    Args:
+        out: the archive to be; its folder must exist.
+        dimension: D of every video.
+        dtype: "float16" or "float32".
+        settings: everything that features depend on, as JSON can hold it.
+
+    Raises:
+        UserError: another process is at work there, the folder was begun with other settings, or cannot be written.
+    """
+    check_output_file(out)
+    folder = out.with_name(out.name + ".partial")
+    make_folder(folder)
+    with claim_folder(folder):
+        everything = {"format": FORMAT, "dimension": dimension, "dtype": dtype, **settings}
+        _begin_or_compare(folder, json.loads(json.dumps(everything)))
+        try:
+            journal = ArchiveJournal(out, folder, dimension, dtype)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write there ({error.strerror})") from error
+        done = False
+        try:
+            yield journal
+            done = True
+        finally:
+            journal.close()
+            if done or not journal.finished:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begin_or_compare(folder: Path, settings: Mapping[str, Any]) -> None:
+    path = folder / "settings.json"
+    if not path.exists():
+        with replace_when_complete(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read ({error}); remove the folder to start again") from error
+    if not isinstance(before, dict) or before.get("format") != FORMAT:
+        raise UserError(f"{path}: not the settings of a partial archive; give another name for the archive")
+    for name in settings:
+        if before.get(name) != settings[name]:
+            raise UserError(
+                f"{folder}: was begun with {name} = {_short(before.get(name))}, now it is {_short(settings[name])}; "
+                "go on with the same settings, or remove the folder to start again"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _parse(line: bytes) -> FinishedVideo | None:
+    """Return what a whole line says, None for one that was cut off."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+        return FinishedVideo(**{**entry, "remarks": tuple(entry["remarks"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _append(file: FileIO, content: bytes | memoryview) -> None:
+    left = memoryview(content).cast("B")
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
