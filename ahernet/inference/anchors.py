@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ahernet.config import InferenceConfig
 from ahernet.inference.network import channels_last, class_logits
-from ahernet.inference.step import Found, Step, suppress
+from ahernet.inference.step import Candidates, Step
 from ahernet.model.localizer import Localizer, Outputs
 
 
@@ -29,12 +29,11 @@ class AnchorStep(Step):
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
 
-    def forward(self, rows: Tensor, offsets: Tensor) -> Found:
-        """Localize in B videos; arguments as `Step` says."""
+    def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
+        """Return all anchors; arguments as `Step.forward`."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         logits = class_logits(maps, self.class_weights)
-        segments, scores, labels = self.scored(Outputs(logits, *self.heads(maps)))
-        return Found(*suppress(segments, scores, labels, self.config), finite)
+        return Candidates(*self.scored(Outputs(logits, *self.heads(maps))), finite)
 
     def scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments, scores and labels of all anchors."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
 from ahernet.inference.network import channels_last
-from ahernet.inference.step import Found, Step, suppress
+from ahernet.inference.step import Candidates, Found, Step, suppress
 from ahernet.model.localizer import Localizer
 from ahernet.model.segment_classifier import pool_segments, segment_logits
 
@@ -33,17 +33,22 @@ class CropStep(Step):
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
 
     def forward(self, rows: Tensor, offsets: Tensor) -> Found:
-        """Localize in B videos; arguments as `Step` says."""
+        """Localize in B videos; arguments as `Step.forward`. Suppression has chosen the proposals already."""
+        segments, scores, labels, finite = self.candidates(rows, offsets)
+        ranked, order = scores.sort(dim=1, descending=True, stable=True)
+        found = ranked > -torch.inf
+        order = order.where(found, -1)
+        return Found(*kernels.pick(segments, scores, labels, order), found.sum(dim=1), finite)
+
+    def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
+        """Return the proposals that suppression left, classified; arguments as `Step.forward`."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         segments, overlaps, kept = self._proposals(maps)
         parts = [self._classified(rows, offsets, some) for some in torch.split(segments, PROPOSALS_AT_ONCE, dim=1)]
         probability, label = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         scores = probability * overlaps
         scores = scores.where(kept & (scores > self.config.minimum_score), -torch.inf)
-        ranked, order = scores.sort(dim=1, descending=True, stable=True)
-        found = ranked > -torch.inf
-        order = order.where(found, -1)
-        return Found(*kernels.pick(segments, scores, label, order), found.sum(dim=1), finite)
+        return Candidates(segments, scores, label, finite)
 
     def _proposals(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments (B, K, 2), overlaps (B, K) and whether there is such a proposal (B, K)."""

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
 from ahernet.inference.network import class_logits
-from ahernet.inference.step import Found, Step, suppress
+from ahernet.inference.step import Candidates, Step
 from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 
@@ -29,8 +29,8 @@ class SnippetStep(Step):
         self.backbone.scales = self.backbone.scales[:1]
         self.register_buffer("thresholds", torch.tensor(THRESHOLDS), persistent=False)
 
-    def forward(self, rows: Tensor, offsets: Tensor) -> Found:
-        """Localize in B videos; arguments as `Step` says."""
+    def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
+        """Return the runs of cells; arguments as `Step.forward`."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         (logits,) = class_logits(maps, self.class_weights)
         probabilities = logits.float().softmax(dim=1)
@@ -39,7 +39,7 @@ class SnippetStep(Step):
         sequences = probabilities.gather(1, order.unsqueeze(2).expand(-1, -1, probabilities.shape[2]))
         segments, scores = group_snippets(sequences, self.thresholds)
         labels = order.repeat_interleave(scores.shape[1] // order.shape[1], dim=1)
-        return Found(*suppress(segments, scores, labels, self.config), finite)
+        return Candidates(segments, scores, labels, finite)
 
 
 def group_snippets(probabilities: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:

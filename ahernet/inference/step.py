@@ -27,12 +27,23 @@ class Found(NamedTuple):
     finite: Tensor
 
 
+class Candidates(NamedTuple):
+    """What suppression chooses from: N candidates of each of B videos.
+
+    segments (B, N, 2) float32 start, end in [0, 1] of the video; scores (B, N) float32, -inf where there is none;
+    labels (B, N) int64; finite as in `Found`.
+    """
+
+    segments: Tensor
+    scores: Tensor
+    labels: Tensor
+    finite: Tensor
+
+
 class Step(nn.Module):
     """One batch from feature rows to detections, without a loop over videos, classes or boxes.
 
-    Every step runs under `torch.compile(fullgraph=True)` and `torch.export` and does not wait for the device. Its
-    `forward(rows, offsets)` takes (R, D) feature rows of all videos, float16, bfloat16 or float32, and (B + 1,)
-    int64 offsets: video b owns rows offsets[b]:offsets[b + 1], at least one. It returns `Found`.
+    Every step runs under `torch.compile(fullgraph=True)` and `torch.export` and does not wait for the device.
 
     Args:
         model: trained network; what the step needs of it is copied, nothing is changed.
@@ -53,6 +64,20 @@ class Step(nn.Module):
         self.weights = nn.ParameterList(weight.detach().to(self.precision, copy=True) for weight in chosen.weights)
         self.biases = nn.ParameterList(bias.detach().to(self.precision, copy=True) for bias in chosen.biases)
         self.requires_grad_(False)
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Found:
+        """Localize in B videos.
+
+        Args:
+            rows: (R, D) feature rows of all videos, float16, bfloat16 or float32.
+            offsets: (B + 1,) int64; video b owns rows offsets[b]:offsets[b + 1], at least one.
+        """
+        segments, scores, labels, finite = self.candidates(rows, offsets)
+        return Found(*suppress(segments, scores, labels, self.config), finite)
+
+    def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
+        """Return what suppression chooses from; arguments as `forward`."""
+        raise NotImplementedError
 
     @property
     def class_weights(self) -> ClassWeights:
