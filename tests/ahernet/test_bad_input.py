@@ -169,6 +169,23 @@ def test_a_spoiled_archive_is_named(command, kind, world, run, detections, box, 
     assert "spoiled.h5: " in refused(command, path, *rest[command])
 
 
+@pytest.mark.parametrize("kind", [*COMMON, "empty", "other HDF5", "cut HDF5"])
+def test_spoiled_sources_of_features_are_named(kind, world, detections, box, tmp_path, refused):
+    path = tmp_path / "spoiled.h5"
+    spoil(path, kind, world, detections)
+    assert "spoiled.h5: " in refused("import", path, "--out", box / "archive.h5")
+
+
+@pytest.mark.parametrize("kind", [*COMMON, "empty", "text"])
+def test_spoiled_maps_of_ids_are_named(kind, world, detections, box, tmp_path, refused):
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "a.npy", np.ones((2, 3)))
+    path = tmp_path / "spoiled.csv"
+    spoil(path, kind, world, detections)
+    message = refused("import", tmp_path / "features", "--map", path, "--out", box / "archive.h5")
+    assert "spoiled.csv: " in message
+
+
 @pytest.mark.parametrize(("command", "kind"), cases("evaluate", "inspect", "train", "localize", "plot"))
 def test_spoiled_annotations_are_named(command, kind, world, run, detections, box, tmp_path, refused):
     path = tmp_path / "spoiled.json"

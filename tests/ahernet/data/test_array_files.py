@@ -183,3 +183,11 @@ def test_compressed_and_shortened_torch_files_are_refused(tmp_path):
     torch.save(torch.zeros(1 << 16, 4), content)
     path.write_bytes(content.getvalue()[:5000])
     refused(path, "not a readable array file")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".NPY"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)), b"{}", b"\x89HDF\r\n\x1a\n" * 9, b"PK\x03\x04"])
+def test_files_of_something_else_are_refused(tmp_path, suffix, content):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    refused(path, "not a readable array file|not in the form that torch.save writes")
