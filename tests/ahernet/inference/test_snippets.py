@@ -50,7 +50,7 @@ def test_groups_are_the_runs_above_each_threshold(probabilities, thresholds):
             expected[1][b, c, m, first] = mean
     torch.testing.assert_close(segments, expected[0].flatten(1, 3), atol=1e-6, rtol=0)
     # A difference of running sums: what is 1e-15 of the sum before it is lost.
-        torch.testing.assert_close(scores, expected[1].flatten(1), atol=1e-12, rtol=1e-6)
+    torch.testing.assert_close(scores, expected[1].flatten(1), atol=1e-12, rtol=1e-6)
 
 
 def test_thresholds_lie_between_the_lowest_and_the_highest_value():
