@@ -217,11 +217,19 @@ def _video_problems(archive: FeatureArchive, position: int, rows: np.ndarray) ->
     video_id = archive.ids[position]
     if zlib.crc32(rows.data) != archive.checksums[position]:
         yield Problem("checksum differs, the file is damaged", video_id)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
+    largest = int(_magnitudes(rows).max())
+    if largest >= int(_magnitudes(np.array([np.inf], rows.dtype))[0]):
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         yield Problem("NaN or infinite", video_id, f"{len(bad)} of {len(rows)} rows, first {bad[0]}")
-    if not rows.any():
+    if largest == 0:
         yield Problem("all zero", video_id, f"{len(rows)} rows")
+
+
+def _magnitudes(rows: np.ndarray) -> np.ndarray:
+    """Return numbers without sign as integers of the same order, NaN above infinity: far faster for float16."""
+    unsigned = np.dtype(f"<u{rows.dtype.itemsize}")
+    result: np.ndarray = rows.view(unsigned) & unsigned.type(2 ** (8 * rows.dtype.itemsize - 1) - 1)
+    return result
 
 
 def _batches(archive: FeatureArchive) -> Iterator[list[int]]:

@@ -94,6 +94,28 @@ def test_damaged_rows_are_found_whatever_the_batch(tmp_path, monkeypatch, batch)
     assert found(seen.notes) == {("only one row", "zero")}
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [
+        (math.nan, {"NaN or infinite"}),
+        (-math.nan, {"NaN or infinite"}),
+        (math.inf, {"NaN or infinite"}),
+        (-math.inf, {"NaN or infinite"}),
+        (-0.0, {"all zero"}),
+        (0.0, {"all zero"}),
+        (-65504.0, set()),
+        (6e-8, set()),
+    ],
+)
+def test_numbers_are_judged_by_their_size_alone(tmp_path, dtype, value, kinds):
+    path = write(tmp_path / "a.h5", {"a": (2, 1.0)}, dtype=dtype)
+    overwrite_row(path, 0, 0)
+    overwrite_row(path, 1, [0, 0, value, 0])
+    damaged = "checksum differs, the file is damaged"
+    assert {problem.kind for problem in inspect_archive(path).problems} == kinds | {damaged}
+
+
 def test_ids_that_look_alike_are_found(tmp_path):
     videos = {"x": (2, 1.0), "v_x": (2, 1.0), "é": (2, 1.0), "e\u0301": (2, 1.0), "v_y": (2, 1.0)}
     seen = inspect_archive(write(tmp_path / "a.h5", videos))
