@@ -50,6 +50,11 @@ def _add_train(parser: ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="TOML file of settings that replace those of the preset"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER if it holds one")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: try a few iterations of each phase and say what time, memory and disk the run will take",
+    )
     add_device(parser)
     add_settings(parser, list(SECTIONS))
 
@@ -63,24 +68,34 @@ def _run_train(parsed: Namespace) -> None:
 
     from contextlib import ExitStack
 
-    from ahernet.data.archive import open_archive
+    from ahernet.data.archive_set import open_features
     from ahernet.data.moment_labels import read_moment_labels
+    from ahernet.training.dry_run import dry_run
+    from ahernet.training.ranks import is_first_process
     from ahernet.training.trainer import train
 
     with ExitStack() as files:
-        result = train(
-            files.enter_context(open_archive(parsed.archive)),
-            annotations,
-            parsed.out,
-            config,
-            subset=parsed.subset,
-            classes=classes,
-            moments=parsed.moments and files.enter_context(open_archive(parsed.moments)),
-            moment_labels=parsed.moment_labels and read_moment_labels(parsed.moment_labels),
-            resume=parsed.resume,
-            device=parsed.device,
-        )
-    print(f"{result.folder}: checkpoint after {result.iterations:,} iterations, {result.seconds:.0f} s")
+        archive = files.enter_context(open_features(parsed.archive))
+        given = {
+            "subset": parsed.subset,
+            "classes": classes,
+            "moments": parsed.moments and files.enter_context(open_features(parsed.moments)),
+            "moment_labels": parsed.moment_labels and read_moment_labels(parsed.moment_labels),
+            "device": parsed.device,
+        }
+        try:
+            if parsed.dry_run:
+                said = dry_run(archive, annotations, parsed.out, config, **given).describe()
+            else:
+                result = train(archive, annotations, parsed.out, config, resume=parsed.resume, **given)
+                said = f"{result.folder}: checkpoint after {result.iterations:,} iterations, {result.seconds:.0f} s"
+        except (UserError, KeyboardInterrupt) as error:
+            if is_first_process():
+                raise
+            # What ends one process ends all; the first one says why.
+            raise SystemExit(2 if isinstance(error, UserError) else 130) from error
+    if is_first_process():
+        print(said)
 
 
 def _training_config(parsed: Namespace) -> Config:
@@ -125,7 +140,8 @@ COMMANDS = {
         description=(
             "Train a localizer on annotated videos and, with --moments, on trimmed clips of classes that have no\n"
             "annotated videos. Settings: a preset, changed by a TOML file, changed by --run, changed by\n"
-            "--section.name options."
+            "--section.name options. Several processes, and GPUs, train one network with\n"
+            "  torchrun --nproc-per-node 2 -m -- ahernet train ARCHIVE ANNOTATIONS --out FOLDER [options]"
         ),
         usage="ARCHIVE ANNOTATIONS --out FOLDER [options]",
         example=(

@@ -65,6 +65,17 @@ def phase_of(method: MethodConfig, iteration: int) -> Phase:
     return "generators" if iteration < first_main_iteration(method) else "main"
 
 
+def phase_ranges(config: Config) -> dict[Phase, range]:
+    """Return the iterations of each phase that a run has, in order."""
+    pretrained, first_main = _pretrain_iterations(config.method), first_main_iteration(config.method)
+    ranges: dict[Phase, range] = {
+        "localizer": range(pretrained),
+        "generators": range(pretrained, first_main),
+        "main": range(first_main, first_main + config.training.iterations),
+    }
+    return {phase: planned for phase, planned in ranges.items() if planned}
+
+
 def first_main_iteration(method: MethodConfig) -> int:
     """Return how many iterations of pre-training come before the main ones."""
     return _pretrain_iterations(method) + _context_iterations(method)

@@ -186,12 +186,12 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
         while run.iteration < end:
             with ranks.together():
                 iteration, batch = next(batches)
-            unread.append(_iteration(run, batch, iteration))
+            unread.append(train_iteration(run, batch, iteration))
             stop = ranks.any(stop_requested())
             save = stop or run.iteration % settings.checkpoint_every == 0
             last = run.iteration == end
             if save or last or run.iteration % LOG_EVERY == 0:
-                entries = _read_losses(unread, run, data)
+                entries = read_losses(unread, run, data)
                 with ranks.together():
                     if log is not None:
                         append_to_log(log, entries)
@@ -210,7 +210,7 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
 
 
-def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:
+def train_iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:
     """Do all steps of one iteration and return the terms of their losses, still on the device."""
     settings, phase = run.config.training, phase_of(run.config.method, iteration)
     adversaries = settings.adversarial_rate if phase == "main" else 1.0
@@ -235,7 +235,7 @@ def _iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, tor
     return {"total": torch.stack([step.loss.detach() for step in steps.values()]).sum(), **terms}
 
 
-def _read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:
+def read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:
     """Bring the last losses to the host as entries of the log; refuse what is not finite."""
     parts = torch.cat([torch.stack(list(terms.values())).float() for terms in unread])
     values = run.ranks.sum(parts).tolist()

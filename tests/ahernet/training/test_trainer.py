@@ -38,7 +38,7 @@ def _config(run="aher*", **training):
 
 def _train_until(world, folder, config, iteration, monkeypatch, **options):
     """Train until a signal comes during some iteration."""
-    step = trainer._iteration
+    step = trainer.train_iteration
 
     def interrupted(run, batch, number):
         if number == iteration:
@@ -46,7 +46,7 @@ def _train_until(world, folder, config, iteration, monkeypatch, **options):
         return step(run, batch, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "_iteration", interrupted)
+        patched.setattr(trainer, "train_iteration", interrupted)
         with pytest.raises(KeyboardInterrupt, match=rf"stopped after iteration {iteration + 1}; .* can be resumed"):
             train_in(world, folder, config, **options)
 
@@ -152,7 +152,7 @@ def _moved(world, folder, config, iteration):
     """How far the first step of Adam takes each part: the learning rate, where there is a gradient."""
     run, data = _state(world, folder, config)
     before = deepcopy(run.networks)
-    trainer._iteration(run, read_iteration(data.untrimmed, data.moments, config, iteration), iteration)
+    trainer.train_iteration(run, read_iteration(data.untrimmed, data.moments, config, iteration), iteration)
     return {
         part: max(
             (a - b).abs().max().item()
@@ -180,7 +180,7 @@ def test_gradients_of_every_network_are_clipped(world, tmp_path, monkeypatch):
     config = small_config("aher", method={"context_iterations": 0}, training={"gradient_clip": 1e-3})
     run, data = _state(world, tmp_path, config)
     monkeypatch.setattr(run.optimizer, "step", lambda: None)
-    trainer._iteration(run, read_iteration(data.untrimmed, data.moments, config, 0), 0)
+    trainer.train_iteration(run, read_iteration(data.untrimmed, data.moments, config, 0), 0)
     for network in run.networks.children():
         norm = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm()
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
@@ -197,7 +197,7 @@ def test_the_checkpoint_holds_the_average_of_the_parameters(world, tmp_path):
     weight = 0.7
     config = small_config("aher", **PHASES | {"training": {"iterations": 2}})
     seen = []
-    step = trainer._iteration
+    step = trainer.train_iteration
     with pytest.MonkeyPatch.context() as patched:
 
         def watched(run, batch, iteration):
@@ -205,7 +205,7 @@ def test_the_checkpoint_holds_the_average_of_the_parameters(world, tmp_path):
             seen.append({name: x.detach().clone() for name, x in run.networks.localizer.named_parameters()})
             return terms
 
-        patched.setattr(trainer, "_iteration", watched)
+        patched.setattr(trainer, "train_iteration", watched)
         averaged = dataclasses.replace(config, training=dataclasses.replace(config.training, average=weight))
         train_in(world, tmp_path / "averaged", averaged)
     weights = [weight**k for k in reversed(range(len(seen)))]
