@@ -316,6 +316,10 @@ class InferenceConfig(_Section):
         top_k_before: candidates of a video that reach suppression, best first; 0 keeps all.
         top_k: detections of a video after suppression.
         minimum_score: detections have a larger score.
+        window: seconds; longer videos are cut into windows of this length, each brought to `model.steps`, and
+            suppression chooses among the candidates of all windows, keeping `top_k` times their number. 0 takes every
+            video whole.
+        window_overlap: share of a window that it has in common with the next, at least.
         precision: of backbone and heads.
     """
 
@@ -330,6 +334,8 @@ class InferenceConfig(_Section):
     top_k_before: int = _setting(0, minimum=0, maximum=LARGEST_COUNT)
     top_k: int = _setting(100, minimum=1, maximum=LARGEST_COUNT)
     minimum_score: float = _setting(0.0)
+    window: float = _setting(0.0, minimum=0)
+    window_overlap: float = _setting(0.5, minimum=0, maximum=0.95)
     precision: Precision = "float32"
 
 

@@ -30,12 +30,13 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ahernet.data.archive_rows import HDF5Rows, PositionedRows, RowSource
 from ahernet.data.hdf5_guard import (
@@ -129,7 +130,7 @@ class FeatureArchive:
         except KeyError:
             raise UserError(f"{self.path}: has no video {video_id!r}") from None
 
-    def read(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, positions: Sequence[int] | NDArray[np.int64]) -> tuple[np.ndarray, np.ndarray]:
         """Read the rows of several videos into one new array.
 
         Args:
@@ -144,18 +145,49 @@ class FeatureArchive:
             IndexError: a position outside 0 <= position < len(archive).
             ValueError: the archive is closed.
         """
-        wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
-        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
-            raise IndexError(f"positions: expected 0 <= position < {len(self)}")
-        starts = self.offsets[wanted]
-        offsets = np.concatenate([[0], np.cumsum(self.offsets[wanted + 1] - starts)]).astype(np.int64)
-        rows = np.empty((int(offsets[-1]), self.dimension), self.dtype)
+        wanted = self._checked(positions)
+        return self.read_spans(wanted, np.zeros(len(wanted), np.int64), self.lengths[wanted])
+
+    def read_spans(
+        self,
+        positions: Sequence[int] | NDArray[np.int64],
+        first: NDArray[np.int64],
+        last: NDArray[np.int64],
+        allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray] = np.empty,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read rows first[b]:last[b] of the b-th requested video, counted from its own first row.
+
+        Args:
+            positions: positions in `ids`, in any order, repeats allowed.
+            first: (B,) at least 0.
+            last: (B,) at least first, at most the rows of the video.
+            allocate: gives the memory to read into, C-contiguous of a shape and a type: pinned memory, for instance.
+
+        Returns:
+            As `read`.
+
+        Raises:
+            UserError, ValueError: as `read`.
+            IndexError: a position or row that there is not.
+        """
+        wanted = self._checked(positions)
+        if not ((first >= 0) & (last >= first) & (last <= self.lengths[wanted])).all():
+            raise IndexError("first, last: expected 0 <= first <= last <= rows of the video")
+        starts = self.offsets[wanted] + first
+        offsets = np.concatenate([[0], np.cumsum(last - first)]).astype(np.int64)
+        rows = allocate((int(offsets[-1]), self.dimension), self.dtype)
         parts = [
-            (self.ids[position], int(start), rows[offsets[k] : offsets[k + 1]])
+            (self.ids[position], start, rows[offsets[k] : offsets[k + 1]])
             for k, (position, start) in enumerate(zip(wanted.tolist(), starts.tolist(), strict=True))
         ]
         self.source.fill(parts)
         return rows, offsets
+
+    def _checked(self, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"positions: expected 0 <= position < {len(self)}")
+        return wanted
 
     def verify(self) -> Iterator[str]:
         """Read every video and yield the ids whose rows do not match their CRC-32.

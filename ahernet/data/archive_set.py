@@ -58,9 +58,10 @@ def open_features(path: Path) -> FeatureArchive:
     try:
         for item in listed:
             archives.append(open_archive(manifest.parent / item.file))
-            if (len(archives[-1]), int(archives[-1].offsets[-1])) != (item.videos, item.rows):
+            videos, rows = len(archives[-1]), int(archives[-1].offsets[-1])
+            if (videos, rows) != (item.videos, item.rows):
                 raise UserError(
-                    f"{archives[-1].path}: has {len(archives[-1]):,} videos and {int(archives[-1].offsets[-1]):,} rows, "
+                    f"{archives[-1].path}: has {videos:,} videos and {rows:,} rows, "
                     f"{manifest} says {item.videos:,} and {item.rows:,}"
                 )
         check_uniform(archives)

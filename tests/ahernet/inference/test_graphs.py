@@ -8,7 +8,8 @@ from ahernet.config import Config, InferenceConfig
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.inference.graphs import TURNS, CapturedStep, Inputs, padded, room
-from ahernet.inference.localize import inference_step, localize
+from ahernet.inference.localize import localize
+from ahernet.inference.ready import inference_step
 
 CANDIDATES = ["anchors", "crops", "snippets"]
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from ahernet.data.archive import open_archive
 from ahernet.errors import UserError
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
-from ahernet.inference.localize import inference_step, localize
+from ahernet.inference.localize import localize
+from ahernet.inference.ready import inference_step
 from ahernet.inference.snippets import SnippetStep
 
 CANDIDATES = {"anchors": AnchorStep, "crops": CropStep, "snippets": SnippetStep}
@@ -109,19 +110,49 @@ def test_unknown_and_repeated_videos_are_refused(archive, checkpoint):
         localize(archive, checkpoint, video_ids=[])
 
 
-def test_features_that_are_not_finite_are_named(archive, checkpoint, monkeypatch):
-    read = type(archive).read
+@pytest.fixture
+def broken(archive, monkeypatch):
+    """The archive, with NaN in the first row of video 3."""
+    read = type(archive).read_spans
 
-    def broken_read(self, positions):
-        rows, offsets = read(self, positions)
+    def broken_read(self, positions, *arguments):
+        rows, offsets = read(self, positions, *arguments)
         for k, position in enumerate(positions):
             if position == 3:
                 rows[offsets[k]] = np.nan
         return rows, offsets
 
-    monkeypatch.setattr(type(archive), "read", broken_read)
+    monkeypatch.setattr(type(archive), "read_spans", broken_read)
+    return archive
+
+
+def test_features_that_are_not_finite_are_named(broken, checkpoint):
     with pytest.raises(UserError, match=r"a\.h5: features that are not finite in 'video3'$"):
-        localize(archive, checkpoint, InferenceConfig(batch_size=2), device="cpu", progress=False)
+        localize(broken, checkpoint, InferenceConfig(batch_size=2), device="cpu", progress=False)
+
+
+def test_videos_that_cannot_be_localized_in_are_left_out_and_named_if_so_wanted(broken, checkpoint, capsys):
+    whole = localize(broken, checkpoint, video_ids=["video0", "video2", "video4"], device="cpu", progress=False)
+    unknown = np.array([15.0, np.nan, 350.0, 300.0, 2.0])
+    broken.durations = unknown
+    found = localize(broken, checkpoint, device="cpu", on_error="skip", progress=False)
+    assert found.video_ids == ("video0", "video2", "video4")
+    np.testing.assert_array_equal(found.video, whole.video)
+    np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
+    line = capsys.readouterr().err
+    assert "left out 2 videos: 'video1' (unknown duration), 'video3' (features that are not finite)" in line
+
+
+def test_classes_have_minimum_scores_of_their_own(archive, checkpoint):
+    every = localize(archive, checkpoint, device="cpu", progress=False)
+    middle = float(np.median(every.scores[every.label == 1]))
+    found = localize(archive, checkpoint, minimum_scores={CLASSES[1]: middle}, device="cpu", progress=False)
+    kept = (every.label != 1) | (every.scores > middle)
+    assert 0 < kept.sum() < len(every)
+    np.testing.assert_array_equal(found.scores, every.scores[kept])
+    np.testing.assert_array_equal(found.label, every.label[kept])
+    with pytest.raises(UserError, match="thresholds: 'swim' is none of the 3 classes that are localized"):
+        localize(archive, checkpoint, minimum_scores={"swim": 0.1}, device="cpu", progress=False)
 
 
 def test_unknown_devices_are_refused(archive, checkpoint):
