@@ -1,0 +1,98 @@
+"""The command `extract`."""
+
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ahernet.commands.command import Command, add_device
+from ahernet.errors import UserError
+from ahernet.files import check_output_file, make_folder
+
+CPU_BATCH, GPU_BATCH = 8, 64
+
+
+def _add_extract(parser: ArgumentParser) -> None:
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="ARCHIVE", help="feature archive to write (.h5)")
+    parser.add_argument(
+        "--backbone",
+        default="p3d199-caffe",
+        metavar="NAME",
+        help="p3d199-caffe, p3d199-port, or MODULE:NAME for one that your module registers (default: p3d199-caffe)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors, or what torch saved (default: random, for trying)"
+    )
+    parser.add_argument(
+        "--ids", type=Path, metavar="CSV", help="table with columns file and id (default: ids are file names)"
+    )
+    parser.add_argument("--clip-stride", type=int, default=8, metavar="FRAMES", help="from clip to clip (default: 8)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="CLIPS",
+        help=f"that the network computes at a time (default: {CPU_BATCH} on a CPU, {GPU_BATCH} on a GPU)",
+    )
+    parser.add_argument("--workers", type=int, default=4, metavar="VIDEOS", help="decoded at a time (default: 4)")
+    parser.add_argument(
+        "--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the archive (default: float16)"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a video that is of no use: stop, or skip and list it (default: stop)",
+    )
+    add_device(parser)
+
+
+def _run_extract(parsed: Namespace) -> None:
+    for name in ("clip_stride", "batch_size", "workers"):
+        if parsed[name] is not None and parsed[name] < 1:
+            raise UserError(f"extract: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
+    check_output_file(parsed.out)
+
+    from ahernet.extraction.video_files import find_videos
+
+    videos = find_videos(parsed.videos, parsed.ids)
+
+    from ahernet.extraction.backbones import find_backbone
+    from ahernet.extraction.extract import ExtractionSettings, extract
+    from ahernet.extraction.network import ClipNetwork
+    from ahernet.extraction.pyav_decoder import open_with_pyav
+
+    network = ClipNetwork(find_backbone(parsed.backbone), parsed.weights, parsed.device, parsed.arithmetic)
+    if parsed.weights is None:
+        print(
+            f"extract: without --weights {network.backbone.name} is initialised at random (always the same): "
+            "its features are for testing the pipeline only",
+            file=sys.stderr,
+        )
+    settings = ExtractionSettings(
+        clip_stride=parsed.clip_stride,
+        batch_size=parsed.batch_size or (CPU_BATCH if network.device.type == "cpu" else GPU_BATCH),
+        workers=parsed.workers,
+        dtype=parsed.dtype,
+        on_error=parsed.on_error,
+    )
+    make_folder(parsed.out.parent)
+    print(extract(videos, parsed.out, network, open_with_pyav, settings))
+
+
+COMMANDS = {
+    "extract": Command(
+        help="make a feature archive of videos",
+        description=(
+            "Decode videos, compute features of their clips with a convolutional network, and make a feature archive.\n"
+            "Killed at any moment, the same command goes on where it was."
+        ),
+        usage="VIDEO... --out ARCHIVE [options]",
+        example="videos --out archive.h5 --backbone p3d199-port --weights p3d_rgb_199.checkpoint.pth.tar",
+        add_arguments=_add_extract,
+        run=_run_extract,
+    ),
+}

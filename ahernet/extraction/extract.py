@@ -1,0 +1,307 @@
+"""Extraction: from videos to an archive of features, that goes on where it was after whatever ended it."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ahernet.data.archive_journal import ArchiveJournal, open_journal
+from ahernet.data.archive_writer import Precision
+from ahernet.errors import UserError
+from ahernet.extraction.clips import clip_count
+from ahernet.extraction.decoding import ClipDecoder, DecodedVideo, FailedVideo, decode_ahead
+from ahernet.extraction.network import ClipNetwork
+from ahernet.extraction.placing import Batch, batches_of
+from ahernet.extraction.video import Decoder, Framing
+
+SHOWN = 10
+PROBED = 200  # videos that are asked for their length before the work begins, to estimate how much there is
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """How videos are read and computed.
+
+    Attributes:
+        clip_stride: frames from clip to clip.
+        batch_size: clips that the network computes at a time. Rounding depends on it, so a run goes on with the same.
+        workers: videos that are decoded at a time.
+        dtype: what the archive stores.
+        on_error: stop at the first video that is of no use, or skip and list them.
+    """
+
+    clip_stride: int = 8
+    batch_size: int = 8
+    workers: int = 4
+    dtype: Precision = "float16"
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("clip_stride", "batch_size", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ExtractedVideo:
+    """The features (L, D) float32 of a video, its seconds, and what the user should know about it."""
+
+    video_id: str
+    features: NDArray[np.float32]
+    duration: float
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What an extraction did.
+
+    Attributes:
+        path: the archive.
+        videos: in it.
+        rows: of features in it.
+        dimension: of a row.
+        duration: seconds of all videos.
+        earlier: videos that an earlier run had finished.
+        remarks: by video id, what those that were kept lack.
+        skipped: by video id, why those that are not in the archive are of no use.
+    """
+
+    path: Path
+    videos: int
+    rows: int
+    dimension: int
+    duration: float
+    earlier: int
+    remarks: Mapping[str, str]
+    skipped: Mapping[str, str]
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.videos:,} videos, {self.duration:,.1f} s, {self.rows:,} rows of {self.dimension:,}"
+        if self.earlier:
+            text += f"; {self.earlier:,} of them from an earlier run"
+        for what, lines in (("kept although damaged or incomplete", self.remarks), ("skipped", self.skipped)):
+            if lines:
+                text += f"\n{what}: {len(lines):,} of {self.videos + len(self.skipped):,} videos"
+                text += "".join(f"\n  {video_id!r}: {line}" for video_id, line in list(lines.items())[:SHOWN])
+            if len(lines) > SHOWN:
+                text += f"\n  ... and {len(lines) - SHOWN:,} more"
+        return text
+
+
+def extract(
+    videos: Mapping[str, Path],
+    out: Path,
+    network: ClipNetwork,
+    decoder: Decoder,
+    settings: ExtractionSettings | None = None,
+    *,
+    progress: bool = True,
+) -> ExtractionReport:
+    """Extract the features of videos into the archive `out`, in the order given.
+
+    Finished videos are kept in a folder `<out>.partial` (see `ahernet.data.archive_journal`) until all are there. The
+    same call after a kill goes on there, and ends with the bytes that an undisturbed run ends with.
+
+    Args:
+        videos: files by video id, at least one.
+        out: archive to write; its folder must exist.
+        network: computes the features.
+        decoder: opens the files.
+        settings: how the work is done.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: a video is of no use (with "stop") or all are, another process makes the same archive, a partial
+            one was begun with other settings, or the disk is full.
+    """
+    settings = settings or ExtractionSettings()
+    if not videos:
+        raise UserError("extract: no video given")
+    decode = ClipDecoder(
+        decoder,
+        Framing(network.backbone.preprocessing.resize, network.backbone.preprocessing.side),
+        network.backbone.clip_length,
+        settings.clip_stride,
+    )
+    origin = {"ahernet extract": {**network.describe(), "clip_stride": settings.clip_stride}}
+    computed = {"batch_size": settings.batch_size, "device": network.device.type}
+    skipped: dict[str, str] = {}
+    with open_journal(
+        out,
+        dimension=network.backbone.dimension,
+        dtype=settings.dtype,
+        settings={**origin["ahernet extract"], **computed},
+    ) as journal:
+        sources = {video_id: _source(path) for video_id, path in videos.items()}
+        todo = {video_id: path for video_id, path in videos.items() if not journal.has(video_id, sources[video_id])}
+        found = extract_videos(todo.items(), network, decode, settings)
+        # Closed at once also after an error: the message must not end up on the line of the progress bar.
+        with _kept_for_later(journal), _progress(todo, decode, progress) as advance, closing(found):
+            for video in found:
+                _keep(video, journal, sources, videos, skipped, settings.on_error)
+                advance(video)
+        kept = [video_id for video_id in videos if video_id not in skipped]
+        if not kept:
+            first = next(iter(skipped))
+            raise UserError(f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {skipped[first]}")
+        journal.publish(kept, clip_stride=settings.clip_stride, origin=json.dumps(origin, ensure_ascii=False))
+        finished = [journal.finished[video_id] for video_id in kept]
+    return ExtractionReport(
+        out,
+        len(kept),
+        sum(video.rows for video in finished),
+        network.backbone.dimension,
+        math.fsum(video.duration for video in finished),
+        len(videos) - len(todo),
+        {video.id: "; ".join(video.remarks) for video in finished if video.remarks},
+        {video_id: skipped[video_id] for video_id in videos if video_id in skipped},
+    )
+
+
+def extract_videos(
+    videos: Iterable[tuple[str, Path]], network: ClipNetwork, decode: ClipDecoder, settings: ExtractionSettings
+) -> Generator[ExtractedVideo | FailedVideo, None, None]:
+    """Yield every video once, in the order in which they are done.
+
+    A video's features depend on the video, its id, the network and `settings.batch_size`, not on the other videos.
+    """
+    side, length = decode.framing.side, decode.clip_length
+    empty = np.zeros((length, side, side, 3), np.uint8)
+    partial: dict[str, _Partial] = {}
+    running: deque[tuple[Batch, Callable[[], NDArray[np.float32]]]] = deque()
+    # A GPU computes one batch while the next is collected.
+    most_running = 1 if network.device.type == "cpu" else 2
+    with decode_ahead(decode, videos, settings.workers, 2 * settings.batch_size) as events:
+        for event in batches_of(events, settings.batch_size):
+            if isinstance(event, FailedVideo):
+                partial.setdefault(event.video_id, _Partial()).failed = True
+                yield event
+            elif isinstance(event, DecodedVideo):
+                partial.setdefault(event.video_id, _Partial()).end = event
+                yield from _finished(partial, [event.video_id])
+            else:
+                clips = np.stack([empty if clip is None else clip.frames for clip in event.places])
+                running.append((event, network.launch(clips)))
+                if len(running) >= most_running:
+                    yield from _finished(partial, _collect(partial, *running.popleft()))
+    while running:
+        yield from _finished(partial, _collect(partial, *running.popleft()))
+
+
+@dataclass
+class _Partial:
+    """What is known of a video so far."""
+
+    rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    end: DecodedVideo | None = None
+    failed: bool = False
+
+
+def _collect(partial: dict[str, _Partial], batch: Batch, features: Callable[[], NDArray[np.float32]]) -> list[str]:
+    """Hand the rows of a computed batch to their videos; return which those are."""
+    touched: dict[str, None] = {}
+    for clip, row in zip(batch.places, features(), strict=True):
+        if clip is not None:
+            partial.setdefault(clip.video_id, _Partial()).rows[clip.number] = row.copy()
+            touched[clip.video_id] = None
+    return list(touched)
+
+
+def _finished(partial: dict[str, _Partial], video_ids: Iterable[str]) -> Iterator[ExtractedVideo]:
+    """Yield those of these videos that have all their rows."""
+    for video_id in video_ids:
+        video = partial[video_id]
+        if video.failed or video.end is None or len(video.rows) < video.end.clips:
+            continue
+        del partial[video_id]
+        features = np.stack([video.rows[number] for number in range(video.end.clips)])
+        yield ExtractedVideo(video_id, features, video.end.duration, video.end.remarks)
+
+
+def _keep(
+    video: ExtractedVideo | FailedVideo,
+    journal: ArchiveJournal,
+    sources: Mapping[str, str],
+    videos: Mapping[str, Path],
+    skipped: dict[str, str],
+    on_error: Literal["stop", "skip"],
+) -> None:
+    """Keep a finished video in the journal, or deal with one that is of no use as the user wants it."""
+    if isinstance(video, FailedVideo):
+        reason = video.reason
+    else:
+        broken = np.flatnonzero(~np.isfinite(video.features).all(axis=1))
+        if not len(broken):
+            journal.add(video.video_id, video.features, video.duration, sources[video.video_id], video.remarks)
+            return
+        reason = f"the network gives NaN or infinite features, first in row {broken[0]}"
+    if on_error == "stop":
+        kept = f"; {len(journal.finished):,} finished videos are kept for the next run" if journal.finished else ""
+        raise UserError(f"{videos[video.video_id]}: {reason} (--on-error skip leaves such videos out{kept})")
+    skipped[video.video_id] = reason
+
+
+@contextmanager
+def _kept_for_later(journal: ArchiveJournal) -> Iterator[None]:
+    """Say to one who interrupts what the next run finds."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = f"{len(journal.finished):,} finished videos are kept, the same command goes on"
+        raise KeyboardInterrupt(kept) from error
+
+
+def _source(path: Path) -> str:
+    """Return what tells whether a file is still the one that was read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
+    return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+
+
+@contextmanager
+def _progress(
+    videos: Mapping[str, Path], decode: ClipDecoder, shown: bool
+) -> Iterator[Callable[[ExtractedVideo | FailedVideo], None]]:
+    """Show clips and videos as they are done, and how many clips there are by what files say of themselves."""
+    if not shown or not videos:
+        yield lambda video: None
+        return
+    expected = _expected_clips(videos, decode)
+    total = sum(expected.values())
+    done = 0
+    with tqdm(desc="extract", unit="clip", total=round(total)) as bar:
+
+        def advance(video: ExtractedVideo | FailedVideo) -> None:
+            nonlocal done, total
+            done += 1
+            clips = len(video.features) if isinstance(video, ExtractedVideo) else 0
+            total += clips - expected[video.video_id]
+            bar.total = round(total)
+            bar.set_postfix_str(f"{done:,}/{len(videos):,} videos", refresh=False)
+            bar.update(clips)
+
+        yield advance
+
+
+def _expected_clips(videos: Mapping[str, Path], decode: ClipDecoder) -> dict[str, float]:
+    """Return how many clips each video has: by its header, or the mean of others where there are many."""
+    expected: dict[str, float] = {}
+    for video_id in list(videos)[:: max(1, len(videos) // PROBED)]:
+        expected[video_id] = 0
+        with suppress(UserError), decode.decoder(videos[video_id], decode.framing) as video:
+            frames = video.declared_frames or video.declared_duration * video.declared_rate
+            if not math.isnan(frames):
+                expected[video_id] = clip_count(round(frames), decode.clip_length, decode.stride)
+    mean = sum(expected.values()) / len(expected)
+    return {video_id: expected.get(video_id, mean) for video_id in videos}

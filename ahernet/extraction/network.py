@@ -1,0 +1,80 @@
+"""A backbone with its weights on a device: batches of clips to features."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahernet.device import choose_device, to_device
+from ahernet.errors import UserError
+from ahernet.extraction.backbones import Backbone, prepare_clips
+from ahernet.extraction.weights import load_network
+
+Arithmetic = Literal["float32", "bfloat16"]
+
+
+class ClipNetwork:
+    """Computes the features of batches of clips.
+
+    Attributes:
+        backbone: what the network is.
+        weights: what its weights are, as `load_network` says it.
+        arithmetic: "float32", or "bfloat16" for convolutions and products in it.
+        device: where it computes.
+
+    Raises:
+        UserError: the weights do not fit, or there is no such device.
+    """
+
+    def __init__(self, backbone: Backbone, weights: Path | None, device: str, arithmetic: Arithmetic) -> None:
+        self.backbone = backbone
+        self.arithmetic = arithmetic
+        self.device = choose_device(device)
+        network, self.weights = load_network(backbone, weights)
+        self._network = network.requires_grad_(False).to(self.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that the features of a clip depend on, as JSON can hold it."""
+        return {**self.backbone.describe(), "weights": self.weights, "arithmetic": self.arithmetic}
+
+    def launch(self, clips: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Start to compute the features of clips (B, clip_length, side, side, 3), uint8 RGB.
+
+        Returns:
+            A function that waits for them and returns (B, dimension). On a GPU other work can be done meanwhile.
+
+        Raises:
+            UserError: the network returns something else.
+        """
+        features = self._compute(to_device(torch.from_numpy(clips), self.device)).float()
+        expected = (len(clips), self.backbone.dimension)
+        if features.shape != expected:
+            raise UserError(
+                f"backbone {self.backbone.name}: gave features of shape {tuple(features.shape)}, expected {expected}"
+            )
+        if self.device.type == "cpu":
+            return features.numpy
+        on_host = features.to("cpu", non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> NDArray[np.float32]:
+            done.synchronize()
+            rows: NDArray[np.float32] = on_host.numpy()
+            return rows
+
+        return wait
+
+    @torch.inference_mode()
+    def _compute(self, clips: Tensor) -> Tensor:
+        # Chosen algorithms that sum in a fixed order: a restarted run gives the same bits.
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bfloat16"),
+        ):
+            features: Tensor = self._network(prepare_clips(clips, self.backbone.preprocessing))
+        return features

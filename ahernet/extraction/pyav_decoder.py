@@ -1,0 +1,116 @@
+"""Decoding with PyAV (FFmpeg): threads of its own, any codec, frames made small before they leave it."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ahernet.errors import UserError
+from ahernet.extraction.video import Frame, Framing
+
+try:
+    import av
+    from av.video.reformatter import VideoReformatter
+except ImportError as missing:
+    raise UserError("extract: needs PyAV; install it with pip install 'ahernet[video]'") from missing
+
+PLAYLISTS = {"hls", "dash", "concat", "image2", "imf"}  # they would open other files than the one that was named
+MOST_PIXELS = 1 << 26  # of a frame, above 8K: a damaged header must not claim all memory
+
+
+class PyAVVideo:
+    """An open file; `OpenVideo` says what the attributes are."""
+
+    def __init__(self, container: Any, stream: Any, framing: Framing) -> None:
+        self.declared_frames = int(stream.frames)
+        self.declared_duration = _seconds(container, stream)
+        self.declared_rate = float(stream.average_rate or math.nan)
+        self.damaged = 0
+        self._container = container
+        self._stream = stream
+        self._framing = framing
+        self._reformatter = VideoReformatter()
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames; what cannot be decoded is counted in `damaged` and passed over."""
+        for decode in self._packets():
+            try:
+                decoded = decode()
+            except av.FFmpegError:
+                self.damaged += 1
+                continue
+            for frame in decoded:
+                self.damaged += bool(frame.is_corrupt)
+                time = math.nan if frame.time is None else float(frame.time)
+                yield Frame(time, self._cut(frame))
+
+    def _packets(self) -> Iterator[Callable[[], list[Any]]]:
+        """Yield what decodes each packet; the last one gives what the decoder still holds."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:  # the file breaks off
+                self.damaged += 1
+                yield lambda: self._stream.decode(None)
+                return
+            if packet is None:
+                return
+            yield packet.decode
+
+    def _cut(self, frame: Any) -> np.ndarray:
+        """Return the middle of a frame as it is displayed: pixels made square, turned the way it was held."""
+        aspect = self._stream.sample_aspect_ratio
+        width, height = frame.width * float(aspect or 1), frame.height
+        scale = self._framing.resize / min(width, height)
+        # a side never comes out smaller than the square, whatever the rounding
+        width, height = (max(self._framing.resize, round(length * scale)) for length in (width, height))
+        if width * height > MOST_PIXELS:
+            raise UserError(f"frames of {frame.width} x {frame.height} pixels are too far from square")
+        small = self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
+        side = self._framing.side
+        top, left = ((length - side) // 2 for length in small.shape[:2])
+        middle = small[top : top + side, left : left + side]
+        return np.rot90(middle, round(frame.rotation / 90))
+
+
+@contextmanager
+def open_with_pyav(path: Path, framing: Framing) -> Iterator[PyAVVideo]:
+    """Open a video file for decoding; only this file is read, whatever it refers to.
+
+    Raises:
+        UserError: it is empty, no video, or of a kind that cannot be decoded. The message does not name it.
+    """
+    try:
+        if not path.stat().st_size:
+            raise UserError("the file is empty")
+        # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"not a readable video ({error.strerror})") from error
+    with container:
+        if PLAYLISTS & set(container.format.name.split(",")):
+            raise UserError(f"a list of other files ({container.format.name}), expected a video")
+        stream = _moving_pictures(container)
+        if stream.width * stream.height > MOST_PIXELS:
+            raise UserError(f"frames of {stream.width} x {stream.height} pixels, at most {MOST_PIXELS:,} pixels")
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # frames may be larger than the header says
+        yield PyAVVideo(container, stream, framing)
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else math.nan
+
+
+def _moving_pictures(container: Any) -> Any:
+    for stream in container.streams.video:
+        with suppress(AttributeError):  # streams without a decoder have no such attribute
+            if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
+                return stream
+    raise UserError("has no video stream that can be decoded")

@@ -1,0 +1,105 @@
+"""What a decoder of videos gives: frames in the order of presentation, and what the file says about itself.
+
+Another decoder plugs in here: a `Decoder` is any function that opens a file as an `OpenVideo`.
+`pyav_decoder` has the one in use.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahernet.errors import UserError
+
+MOST_FRAMES_A_SECOND = 1000.0
+NORMAL_SHORTAGE = 1  # containers that count one frame too many are common
+NORMAL_SECONDS, NORMAL_SHARE = 0.25, 0.02  # as is sound that goes on after the last frame
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How frames are cut: the shorter side becomes `resize` pixels, then a square of `side` is taken of the middle."""
+
+    resize: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: `time` in seconds, NaN where the file does not say; `pixels` (side, side, 3) uint8 RGB."""
+
+    time: float
+    pixels: NDArray[np.uint8]
+
+
+class OpenVideo(Protocol):
+    """A video that is being decoded.
+
+    Attributes:
+        declared_frames: how many the file says it has, 0 where it does not say.
+        declared_duration: seconds that it says it lasts, NaN where it does not.
+        declared_rate: frames per second that it says, NaN where it does not.
+        damaged: packets and frames so far that could not be decoded, or not wholly.
+    """
+
+    declared_frames: int
+    declared_duration: float
+    declared_rate: float
+    damaged: int
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame once, in the order of presentation; a file that breaks off ends the frames."""
+
+
+Decoder = Callable[[Path, Framing], AbstractContextManager[OpenVideo]]
+"""Opens a file. Raises UserError, without the file's name, for what is no video."""
+
+
+def duration_of(frames: int, first: float, last: float, rate: float) -> float:
+    """Return how long a video lasts, in seconds.
+
+    Args:
+        frames: decoded.
+        first: when the first is presented.
+        last: when the last is; NaN, or the same as `first`, where the file does not say.
+        rate: frames per second by the header, for files that do not say when a frame is presented.
+
+    Returns:
+        From the first frame to the last by the times of presentation, and one mean interval for the last.
+
+    Raises:
+        UserError: neither times nor rate make sense.
+    """
+    span = last - first
+    timed = span > 0 and frames > 1
+    if not timed and not rate > 0:
+        raise UserError("says neither when its frames are presented nor how many there are a second")
+    duration = span * frames / (frames - 1) if timed else frames / rate
+    if not 0 < duration < math.inf or frames / duration > MOST_FRAMES_A_SECOND:
+        raise UserError(
+            f"{frames:,} frames from {first:g} s to {last:g} s at {rate:g} frames per second by its own account: "
+            "no usable times, rewrite the file with its true frame rate"
+        )
+    return duration
+
+
+def remarks_on(video: OpenVideo, frames: int, duration: float) -> tuple[str, ...]:
+    """Say what a decoded video lacks of what it promised; nothing if all is well."""
+    remarks = []
+    if video.declared_frames - frames > NORMAL_SHORTAGE:
+        remarks.append(f"{frames:,} of {video.declared_frames:,} frames")
+    elif video.declared_duration - duration > max(NORMAL_SECONDS, NORMAL_SHARE * duration):
+        remarks.append(f"{duration:.1f} of {video.declared_duration:.1f} s")
+    if video.damaged:
+        remarks.append(f"{video.damaged:,} damaged frames or packets")
+    rate = frames / duration
+    if not math.isnan(video.declared_rate) and not 0.5 < video.declared_rate / rate < 2:
+        remarks.append(
+            f"{rate:.4g} frames per second by the times of presentation, {video.declared_rate:.4g} by the header"
+        )
+    return tuple(remarks)
