@@ -5,6 +5,8 @@ over the batch has one divisor for all, so that the losses and gradients of the 
 """
 
 import os
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ahernet.device import choose_device
 from ahernet.errors import UserError
 
 BUCKET_BYTES = 64 << 20  # of gradients that are added up by one call
+MEETING_SECONDS = 600
 MESSAGE_BYTES = 1000  # of an error that the other ranks are told
 # What torchrun tells every process, and what other launchers have to.
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -169,15 +174,50 @@ def join_ranks(device: str) -> Iterator[tuple[Ranks, torch.device]]:
         if where.index is not None:
             raise UserError(f"device: {device} is one GPU, of {count} processes each needs its own; expected cuda")
         where = choose_device(f"cuda:{_number('LOCAL_RANK')}")
+    rank = _number("RANK")
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+        store, _, _ = next(rendezvous("env://"))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
+            store=_unused_part(store, rank, count),
+            rank=rank,
+            world_size=count,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot meet the other {count - 1} processes of this run ({reason:.200})") from error
     try:
-        yield Ranks(_number("RANK"), count), where
+        yield Ranks(rank, count), where
     finally:
         dist.destroy_process_group()
+
+
+def _unused_part(store: Store, rank: int, count: int) -> Store:
+    """Return a part of the store in which only processes that are here now have written.
+
+    When torchrun starts processes again, the store still has the addresses of those before them, and whoever comes
+    first would wait for the dead. So every process brings a name that was never used; the first lists those that it
+    finds, again and again until all have seen theirs in the list; and its own is the name of the part.
+
+    Raises:
+        RuntimeError: a process did not come.
+    """
+    own = secrets.token_hex(8)
+    store.set(f"ahernet/came/{rank}", own)
+    deadline = time.monotonic() + MEETING_SECONDS
+    while time.monotonic() < deadline:
+        if rank == 0:
+            names = [own, *(store.get(f"ahernet/came/{other}").decode() for other in range(1, count))]
+            store.set("ahernet/here", " ".join(names))
+            if store.check([f"{own}/{other}" for other in range(1, count)]):
+                return PrefixStore(own, store)
+        else:
+            names = store.get("ahernet/here").decode().split()
+            if len(names) == count and names[rank] == own:
+                store.set(f"{names[0]}/{rank}", "seen")
+                return PrefixStore(names[0], store)
+        time.sleep(0.02)
+    raise RuntimeError(f"not all came within {MEETING_SECONDS} s")
 
 
 def is_first_process() -> bool:

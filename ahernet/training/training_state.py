@@ -125,7 +125,7 @@ def save_state(folder: Path, run: Run, data: TrainingData) -> None:
 
 
 def write_state(file: IO[bytes], run: Run, data: TrainingData) -> None:
-    """Write the training state of a run: the same bytes for the same state."""
+    """Write the training state of a run."""
     state = {
         "format": STATE_FORMAT,
         "iteration": run.iteration,

@@ -216,6 +216,22 @@ def test_processes_that_differ_are_refused_in_all():
     assert in_threads(2, lambda ranks: ranks.check_same(b"\xff" * 32, "data")) == [None, None]
 
 
+def test_processes_that_are_started_again_meet_each_other_and_not_those_before_them():
+    store = torch.distributed.HashStore()
+    for rank in range(3):  # what an earlier meeting left
+        store.set(f"ahernet/came/{rank}", f"old {rank}")
+    store.set("ahernet/here", "old0 old1 old2")
+
+    def meet(ranks):
+        part = ranks_module._unused_part(store, ranks.rank, 3)
+        part.set(f"address {ranks.rank}", str(ranks.rank))
+        return [part.get(f"address {other}") for other in range(3)]
+
+    for _ in range(3):
+        store.set("address 1", "nowhere")
+        assert in_threads(3, meet) == [[b"0", b"1", b"2"]] * 3
+
+
 # --- the environment --------------------------------------------------------------------------------------------
 
 
