@@ -1,0 +1,153 @@
+"""Train for long on very many short moments and watch memory and open files: `python -m tests.soak_training --help`.
+
+Not part of the test-suite: it takes as long as it is asked to. The archives are synthetic and written to a temporary
+folder; the network is small, so that reading and bookkeeping are most of the work. Ends with exit code 1 if memory or
+the number of open files grows.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ahernet.config import Config, preset, with_run
+from ahernet.data.annotations import Annotations, VideoAnnotations
+from ahernet.data.archive import open_archive
+from ahernet.data.archive_writer import ArchiveWriter
+from ahernet.data.moment_labels import read_moment_labels, write_moment_labels
+from ahernet.training import trainer
+
+DIMENSION = 64
+VIDEOS = 400
+CLASSES = 600
+SAMPLE_SECONDS = 2.0
+TOLERATED_BYTES = 16 << 20  # that memory may grow by from the first half to the last quarter
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the process holds after some seconds of training: bytes of memory, open files."""
+
+    seconds: float
+    memory: int
+    files: int
+
+
+def write_moments(folder: Path, count: int) -> None:
+    """Write `moments.h5` and `moments.csv`: moments of 2 to 4 rows."""
+    random = np.random.default_rng(0)
+    labels = {}
+    with ArchiveWriter(folder / "moments.h5", dimension=DIMENSION) as writer:
+        for k in range(count):
+            labels[f"moment_{k:07d}"] = f"novel {k % CLASSES}"
+            writer.add(f"moment_{k:07d}", random.normal(size=(2 + k % 3, DIMENSION)), 10.0)
+    write_moment_labels(folder / "moments.csv", labels)
+
+
+def write_videos(folder: Path) -> Annotations:
+    """Write `videos.h5`, untrimmed videos with one instance each, and return their annotations."""
+    random = np.random.default_rng(1)
+    videos = {}
+    with ArchiveWriter(folder / "videos.h5", dimension=DIMENSION) as writer:
+        for k in range(VIDEOS):
+            rows = int(random.integers(60, 200))
+            writer.add(f"video {k}", random.normal(size=(rows, DIMENSION)), float(rows))
+            segment = np.array([[rows * 0.3, rows * 0.7]])
+            videos[f"video {k}"] = VideoAnnotations(f"video {k}", "", float(rows), segment, (f"base {k % 20}",))
+    return Annotations(videos, "soak")
+
+
+def small_config(iterations: int) -> Config:
+    """Return the settings of a run of `aher` with a very small network, saved often."""
+    config = with_run(preset("tiny"), "aher")
+    return replace(
+        config,
+        model=replace(config.model, width=1 / 256, minimum_channels=4, steps=64, moment_steps=32),
+        method=replace(config.method, pretrain_iterations=50, context_iterations=50),
+        training=replace(config.training, iterations=iterations, checkpoint_every=200, average=0.99, cpu_threads=1),
+    )
+
+
+@contextmanager
+def watched() -> Iterator[list[Sample]]:
+    """Sample the process in a thread for as long as the context lasts."""
+    samples: list[Sample] = []
+    done = threading.Event()
+    start = time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            files = len(list(Path("/proc/self/fd").iterdir()))
+            samples.append(Sample(time.monotonic() - start, pages * os.sysconf("SC_PAGE_SIZE"), files))
+
+    thread = threading.Thread(target=watch, name="soak-watch")
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def report(samples: list[Sample]) -> bool:
+    """Print how memory and open files went; return whether neither grew."""
+    if len(samples) < 8:
+        print(f"only {len(samples)} samples: give more iterations")
+        return False
+    seconds, memory, files = np.array([astuple(sample) for sample in samples], float).T
+    half, quarter = len(samples) // 2, len(samples) // 4
+    slope = np.polyfit(seconds[quarter:], memory[quarter:], 1)[0]
+    grown = memory[-quarter:].mean() - memory[quarter:half].mean()
+    more_files = files[-quarter:].max() - files[:half].max()
+    print(f"{len(samples)} samples in {seconds[-1]:.0f} s")
+    print(f"memory  first {memory[0] / 1e6:.1f} MB, last {memory[-1] / 1e6:.1f} MB, peak {memory.max() / 1e6:.1f} MB")
+    print(f"        slope after the first quarter {slope * 3600 / 1e6:+.1f} MB an hour")
+    print(f"        last quarter against the second {grown / 1e6:+.1f} MB, tolerated {TOLERATED_BYTES / 1e6:.1f} MB")
+    print(f"files   first {files[0]:.0f}, last {files[-1]:.0f}, most {files.max():.0f}")
+    return bool(grown < TOLERATED_BYTES and more_files <= 2)
+
+
+def main() -> int:
+    """Write the archives, train, report."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak_training", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--moments", type=int, default=100_000, help="in the archive (default: 100000)")
+    parser.add_argument("--iterations", type=int, default=10_000, help="main iterations (default: 10000)")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder goes (default: the system's)")
+    given = parser.parse_args()
+    trainer.draw_loss_curve = lambda log, picture: None  # once, at the end: matplotlib would look like growth
+    with tempfile.TemporaryDirectory(prefix="ahernet-soak-", dir=given.folder) as name:
+        folder = Path(name)
+        write_moments(folder, given.moments)
+        annotations = write_videos(folder)
+        labels = read_moment_labels(folder / "moments.csv")
+        with open_archive(folder / "videos.h5") as videos, open_archive(folder / "moments.h5") as moments:
+            with watched() as samples:
+                result = trainer.train(
+                    videos,
+                    annotations,
+                    folder / "run",
+                    small_config(given.iterations),
+                    moments=moments,
+                    moment_labels=labels,
+                    device="cpu",
+                    progress=False,
+                )
+            epochs = given.iterations * small_config(1).training.batch_size / given.moments
+            print(
+                f"{result.iterations:,} iterations, {epochs:.2f} epochs of {given.moments:,} moments, "
+                f"{result.iterations / result.seconds:.1f} iterations a second"
+            )
+    return 0 if report(samples) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
