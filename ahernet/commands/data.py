@@ -46,7 +46,6 @@ def _add_import(parser: ArgumentParser) -> None:
 def _run_import(parsed: Namespace) -> None:
     from ahernet.data.importers import import_features
 
-    make_folder(parsed.out.parent)
     report = import_features(
         parsed.source,
         parsed.out,

@@ -21,6 +21,7 @@ from ahernet.data.foreign_videos import ForeignFeatures, ForeignSource, ForeignV
 from ahernet.data.id_map import read_id_map
 from ahernet.data.printable import printable
 from ahernet.errors import UserError
+from ahernet.files import check_output_file, make_folder
 
 SHOWN_SKIPPED = 10
 
@@ -149,7 +150,7 @@ def import_features(
 
     Args:
         source: as for `open_source`.
-        out: archive to write; appears complete or not at all.
+        out: archive to write, and folders for it; appears complete or not at all.
         durations: annotation file (any kind that `read_annotations` reads) to take durations from; ids may
             differ in the prefix `v_`.
         categories: class names, where the annotation file needs them.
@@ -167,13 +168,17 @@ def import_features(
         UserError: the source, the annotation file or the map cannot be read, a video is bad (with "stop") or all
             are, two give one id, `clip_stride` is not what the source states, or `out` cannot be written.
     """
+    source, out = Path(source), Path(out)
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error: expected 'stop' or 'skip', got {on_error!r}")
     if prefix and id_map is not None:
         raise UserError("prefix: the map of names gives whole ids, expected one of the two")
+    check_output_file(out)
     bad = _BadVideos(stop=on_error == "stop")
     names = None if id_map is None else read_id_map(Path(id_map))
-    with open_source(Path(source)) as found:
+    with open_source(source) as found:
+        if out.exists() and out.samefile(source):
+            raise UserError(f"{out}: the archive would replace what it is made of, expected another name")
         stride = _clip_stride(source, found.clip_stride, clip_stride)
         by_id = _by_video_id(found.videos, _naming(prefix, names), bad)
         tally = _Tally(_known_durations(durations, categories, by_id), frame_rate, stride)
@@ -183,6 +188,7 @@ def import_features(
             if first is None:
                 raise UserError(f"{source}: none of its {len(found.videos):,} videos is usable; {bad.messages[0]}")
             width = first[1].rows.shape[1]
+            make_folder(out.parent)
             with ArchiveWriter(
                 out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=stride, origin=origin
             ) as writer:
@@ -192,7 +198,7 @@ def import_features(
                         tally.count(video_id, features, duration)
         present = {video.name for video in found.videos}
         return ImportReport(
-            path=Path(out),
+            path=out,
             kind=found.kind,
             videos=tally.videos,
             rows=tally.rows,

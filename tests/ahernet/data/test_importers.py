@@ -259,11 +259,38 @@ def test_a_wrong_frame_rate_is_refused(folder):
 
 def test_an_error_gets_a_line_of_its_own_below_the_progress_bar(folder, capfd):
     with pytest.raises(UserError) as caught:
-        import_features(folder, folder.parent / "absent" / "out.h5", progress=True)
+        import_features(folder, folder / "v_a.npy" / "new" / "out.h5", progress=True)
     shown = capfd.readouterr().err
     assert "import" in shown
     assert shown.endswith("\n")
-    assert "cannot write" in str(caught.value)
+    assert "cannot create this folder" in str(caught.value)
+
+
+def test_folders_for_the_archive_are_made_only_if_there_is_one(folder, tmp_path):
+    out = tmp_path / "new" / "deeper" / "out.h5"
+    with pytest.raises(UserError, match="prefix"):
+        import_features(folder, out, prefix="w_", progress=False)
+    assert not (tmp_path / "new").exists()
+    assert import_features(folder, out, progress=False).videos == 3
+
+
+def test_a_source_that_is_not_there_leaves_a_former_archive_alone(tmp_path):
+    (tmp_path / "out.h5").write_text("mine")
+    with pytest.raises(UserError, match="absent: no such file or folder"):
+        import_features(tmp_path / "absent", tmp_path / "out.h5", progress=False)
+    assert (tmp_path / "out.h5").read_text() == "mine"
+
+
+def test_an_archive_does_not_replace_what_it_is_made_of(tmp_path):
+    source = write_hdf5(tmp_path / "foreign.h5", {"v_a": ramp(3)})
+    before = source.read_bytes()
+    (tmp_path / "link.h5").symlink_to(source)
+    for out in (source, tmp_path / "link.h5"):
+        with pytest.raises(UserError, match="would replace what it is made of"):
+            import_features(source, out, progress=False)
+    assert source.read_bytes() == before
+    with pytest.raises(UserError, match="is a folder, pipe or device"):
+        import_features(source, tmp_path, progress=False)
 
 
 def test_a_wrong_policy_is_refused(folder):
