@@ -236,9 +236,11 @@ def _peak_memory() -> int:
 
 def _size(count: float) -> str:
     """Return bytes in the largest unit of which there is at least one."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, max(0, len(str(int(count))) - 1) // 3)
-    return f"{count / 1000**power:.3g} {units[power]}"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:  # what three digits can write
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
 
 
 def _time(seconds: float) -> str:
