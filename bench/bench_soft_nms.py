@@ -16,6 +16,7 @@ CASES = {  # videos, candidates, outputs, method, parameter
     "small": (2, 96, 20, "gaussian", 0.5),
     "gaussian": (64, 765, 100, "gaussian", 0.5),
     "linear": (64, 765, 100, "linear", 0.5),
+    "3,060": (16, 3060, 100, "gaussian", 0.5),
 }
 CLASSES = 200
 WAYS = ("ahernet", "C++ loop", "numpy loop", "torch, a pass a pick")

@@ -12,6 +12,7 @@ RATIOS = 3
 ANCHORS = RATIOS * sum(CELLS)
 INSTANCES = 5  # of one video
 SHARE_OF_RANDOM_CLASSES = 0.3
+SHARE_OF_LABELLED_CELLS = 0.05  # of which anchors are foreground: 0.4 % to 4.5 % of the cells of `ground_truths`
 
 
 def anchors() -> Tensor:
@@ -99,6 +100,15 @@ def classifier(
     features = [normal(videos, cells, d).transpose(1, 2) for cells, d in zip(CELLS, CHANNELS, strict=True)]
     weights = [normal(classes, d) * (3 / math.sqrt(d)) for d in CHANNELS]
     return features, weights, [normal(classes) for _ in CHANNELS]
+
+
+def cell_labels(videos: int, classes: int, device: str = "cpu", seed: int = 0) -> Tensor:
+    """The class of each cell (B, cells), -1 for those that have none, which are most."""
+    generator = np.random.default_rng(seed)
+    shape = (videos, sum(CELLS))
+    labels = generator.integers(0, classes, shape)
+    labels[generator.random(shape) >= SHARE_OF_LABELLED_CELLS] = -1
+    return torch.from_numpy(labels).to(device)
 
 
 def sequences(

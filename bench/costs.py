@@ -108,7 +108,7 @@ def classify(arguments: tuple[Any, ...], result: Any) -> Cost:
 
 def classification_loss(arguments: tuple[Any, ...], result: Any) -> Cost:
     """Forward, and backward to features and weights, of the cells that have a label."""
-    features, weights, _, labels = arguments
+    features, weights, _, labels = arguments[:4]
     classes = weights[0].shape[0]
     labelled = [int((part >= 0).sum()) for part in labels.split([x.shape[2] for x in features], dim=1)]
     products = sum(3 * 2 * classes * cells * x.shape[1] for cells, x in zip(labelled, features, strict=True))

@@ -34,6 +34,7 @@ KINDS = {
     "barriers": r"(BAR|WARPSYNC|DEPBAR|SYNCS)",
 }
 GROUPS = ("decode", "nms", "assign", "resample", "soft_nms", "proposal_loss", "classify", "pick", "pairwise_tiou")
+GROUPS += ("classification_loss", "decode_classified")
 
 
 def ahead_of_time() -> ModuleType:
@@ -109,7 +110,7 @@ def costs_of_a_batch() -> list[dict[str, Any]]:
     """What each op must move and compute at a batch of 64, on the CPU."""
     from bench import lines
 
-    sizes = lines.Sizes(batch=64, small_batch=64, resampled_videos=4)
+    sizes = lines.Sizes(batch=64, small_batch=64, resampled_videos=4, soft_candidates=())
     found = {}
     for group in GROUPS:
         for line in lines.GROUPS[group]("cpu", sizes):

@@ -38,6 +38,13 @@ def tiles(names: str, *rows: tuple[int, ...]) -> tuple[Settings, ...]:
     return tuple(dict(zip(names.split(), row, strict=True)) for row in rows)
 
 
+GRADIENT_TILES = tiles(
+    "BLOCK_ROWS BLOCK_CLASSES BLOCK_D BLOCK_OUT num_warps num_stages",
+    (64, 64, 64, 128, 4, 2),
+    (32, 64, 64, 128, 4, 2),
+    (64, 64, 64, 256, 8, 2),
+    (64, 64, 32, 128, 8, 3),
+)
 GRID: dict[str, Tuned] = {
     "decode": Tuned(
         "decode",
@@ -45,8 +52,12 @@ GRID: dict[str, Tuned] = {
         "decode",
         tiles(
             "GROUP BLOCK_CLASSES BLOCK_CELLS num_warps",
-            *((8, classes, cells, 4) for classes, cells in itertools.product((64, 128, 256, 512), (4, 8, 16))),
-            *((8, 64, cells, 2) for cells in (8, 16, 32)),
+            *((8, classes, cells, 4) for classes, cells in itertools.product((32, 64, 128), (8, 16, 32))),
+            *((8, 64, 16, warps) for warps in (2, 8)),
+            (8, 32, 16, 2),
+            (8, 128, 16, 8),
+            (4, 64, 16, 4),
+            (16, 64, 16, 4),
         ),
     ),
     "nms": Tuned("nms", ("nms", "nms_sweep"), "nms", every(num_warps=(4, 8, 16))),
@@ -65,6 +76,10 @@ GRID: dict[str, Tuned] = {
             "BLOCK_T BLOCK_D num_warps",
             *itertools.product((4, 8, 16), (256, 512), (4,)),
             *itertools.product((4, 8), (1024, 2048), (4, 8)),
+            (2, 2048, 2),
+            (2, 1024, 1),
+            (4, 1024, 2),
+            (4, 512, 2),
         ),
     ),
     "nms_large": Tuned(
@@ -73,14 +88,16 @@ GRID: dict[str, Tuned] = {
         "nms",
         tiles(
             "ROUNDS BLOCK BLOCK_NEAR LAYOUT_BLOCK num_warps",
-            (4, 64, 16, 1024, 4),
-            (8, 64, 16, 1024, 4),
-            (6, 64, 16, 1024, 2),
-            (6, 64, 32, 1024, 4),
-            (6, 128, 16, 1024, 4),
-            (6, 128, 32, 1024, 4),
-            (6, 32, 16, 1024, 1),
-            (6, 64, 16, 256, 4),
+            (2, 32, 16, 1024, 1),
+            (4, 32, 16, 1024, 1),
+            (3, 16, 16, 1024, 1),
+            (3, 32, 8, 1024, 1),
+            (3, 32, 32, 1024, 1),
+            (3, 32, 16, 1024, 2),
+            (3, 64, 16, 1024, 1),
+            (3, 64, 16, 1024, 2),
+            (3, 64, 32, 1024, 2),
+            (3, 32, 16, 256, 1),
         ),
     ),
     "classify": Tuned(
@@ -111,8 +128,11 @@ GRID: dict[str, Tuned] = {
         "decode",
         tiles(
             "GROUP BLOCK_CLASSES BLOCK_CELLS num_warps",
-            *((group, classes, 16, 4) for group, classes in itertools.product((2, 4, 8), (64, 128, 256, 512))),
-            *((4, classes, 32, 4) for classes in (64, 128)),
+            *((group, classes, 16, 1) for group, classes in itertools.product((1, 2, 4), (16, 32, 64))),
+            *((2, 32, cells, 1) for cells in (8, 32)),
+            *((2, 32, cells, 2) for cells in (16, 32)),
+            (2, 64, 16, 2),
+            (4, 64, 16, 4),
         ),
     ),
     "soft_nms": Tuned("soft_nms", ("soft_nms",), "soft_nms", every(BLOCK=(256, 512, 1024), num_warps=(4, 8))),
@@ -137,6 +157,38 @@ GRID: dict[str, Tuned] = {
         "proposal_loss",
         every(BLOCK=(512, 1024, 2048), num_warps=(4, 8)),
         "DEFAULTS_BACKWARD",
+    ),
+    "decode_classified": Tuned(
+        "decode_classified",
+        ("decode_classified",),
+        "decode_classified",
+        every(BLOCK_ANCHORS=(64, 128, 256), num_warps=(2, 4, 8)),
+    ),
+    "log_sum": Tuned(
+        "classification_loss",
+        ("classification_loss",),
+        "classification_loss",
+        tiles(
+            "BLOCK_ROWS BLOCK_CLASSES BLOCK_D num_warps num_stages",
+            (64, 128, 64, 4, 3),
+            (64, 128, 64, 8, 4),
+            (64, 64, 64, 4, 3),
+            (64, 256, 64, 8, 3),
+            (32, 128, 64, 4, 3),
+            (128, 128, 64, 8, 3),
+        ),
+    ),
+    "feature_gradient": Tuned(
+        "_classification_gradients",
+        ("classification_loss",),
+        "classification_loss",
+        GRADIENT_TILES,
+    ),
+    "weight_gradient": Tuned(
+        "_classification_gradients",
+        ("classification_loss",),
+        "classification_loss",
+        GRADIENT_TILES,
     ),
     "match": Tuned("match", ("assign",), "match", every(BLOCK_A=(64, 128, 256, 512), num_warps=(1, 2, 4))),
     "pick": Tuned("pick", ("pick",), "pick", every(BLOCK=(128, 256, 512), num_warps=(2, 4))),

@@ -14,9 +14,16 @@ def decode(
     logits: list[Tensor], offsets: list[Tensor], overlaps: list[Tensor], anchors: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All videos at once; on any device."""
+    best = per_anchor(logits, logits[0].shape[1]).softmax(dim=-1).max(dim=-1)
+    return decode_classified(best.values, best.indices, offsets, overlaps, anchors)
+
+
+def decode_classified(
+    probability: Tensor, labels: Tensor, offsets: list[Tensor], overlaps: list[Tensor], anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From probability and label (B, cells) of the best class of each cell; on any device."""
     ratios = overlaps[0].shape[1]
-    probabilities = per_anchor(logits, logits[0].shape[1]).softmax(dim=-1)
-    best, label = (x.repeat_interleave(ratios, dim=1) for x in probabilities.max(dim=-1))
+    best, label = (x.repeat_interleave(ratios, dim=1) for x in (probability, labels))
     dc, dw = per_anchor(offsets, 2).unbind(-1)
     centre = anchors[:, 0] + anchors[:, 1] * dc
     half_width = 0.5 * anchors[:, 1] * dw.exp()
@@ -32,5 +39,21 @@ def decode_loop(
     videos = [
         decode(*([x[video : video + 1] for x in scales] for scales in (logits, offsets, overlaps)), anchors)
         for video in range(len(logits[0]))
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*videos, strict=True))
+
+
+def decode_classified_loop(
+    probability: Tensor, labels: Tensor, offsets: list[Tensor], overlaps: list[Tensor], anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One video after the other."""
+    videos = [
+        decode_classified(
+            probability[video : video + 1],
+            labels[video : video + 1],
+            *([x[video : video + 1] for x in scales] for scales in (offsets, overlaps)),
+            anchors,
+        )
+        for video in range(len(labels))
     ]
     return tuple(torch.cat(parts) for parts in zip(*videos, strict=True))

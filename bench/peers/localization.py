@@ -1,5 +1,6 @@
 """Localizing a batch as it is done elsewhere: every step after the network on its own, video by video where usual."""
 
+import torch
 from torch import Tensor
 
 from ahernet.inference.anchors import AnchorStep
@@ -28,3 +29,13 @@ def rows_by_gather(segments: Tensor, scores: Tensor, labels: Tensor, index: Tens
         scores.gather(1, row).where(kept, 0.0),
         labels.gather(1, row).where(kept, -1),
     )
+
+
+def rows_by_index(segments: Tensor, scores: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, one video after the other."""
+    picked = segments.new_zeros((*index.shape, 2)), scores.new_zeros(index.shape), torch.full_like(index, -1)
+    for video, positions in enumerate(index):
+        kept = positions[positions >= 0]
+        for rows, output in zip((segments, scores, labels), picked, strict=True):
+            output[video, : len(kept)] = rows[video, kept]
+    return picked

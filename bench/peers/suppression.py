@@ -135,6 +135,30 @@ def soft_torch(
     return index, kept_scores, (index >= 0).sum(dim=1)
 
 
+def has_torchvision() -> bool:
+    try:
+        import torchvision.ops  # noqa: F401
+    except (ImportError, OSError, RuntimeError):  # absent, or built for another torch
+        return False
+    return True
+
+
+def torchvision_nms(
+    segments: Tensor, scores: Tensor, labels: Tensor, tiou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """`torchvision.ops.batched_nms` on boxes of height 1, a video at a time, as it is used."""
+    from torchvision.ops import batched_nms
+
+    index = torch.full((len(scores), min(max_output, scores.shape[1])), -1, device=scores.device)
+    boxes = torch.zeros((*scores.shape, 4), device=scores.device)
+    boxes[..., 0], boxes[..., 2] = segments.unbind(-1)
+    boxes[..., 3] = 1
+    for video in range(len(scores)):
+        kept = batched_nms(boxes[video], scores[video], labels[video], tiou_threshold)[:max_output]
+        index[video, : len(kept)] = kept
+    return index, (index >= 0).sum(dim=1)
+
+
 def _padded(results: list[Tensor], size: int) -> tuple[Tensor, Tensor]:
     """Rows of differing length as one table with -1 behind them, and their lengths."""
     index = torch.full((len(results), size), -1, device=results[0].device)

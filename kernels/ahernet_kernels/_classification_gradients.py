@@ -25,10 +25,8 @@ from ahernet_kernels._class_logits import (
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_ROWS": 64, "BLOCK_CLASSES": 64, "BLOCK_D": 64, "BLOCK_OUT": 128, "num_warps": 8, "num_stages": 2}
-DEFAULTS_FP32 = {
-    "feature": {**DEFAULTS, "BLOCK_D": 16, "BLOCK_OUT": 64},
-    "weight": {**DEFAULTS, "BLOCK_ROWS": 32, "BLOCK_CLASSES": 32, "BLOCK_D": 16, "BLOCK_OUT": 64},
-}
+DEFAULTS_FEATURE_FP32 = {**DEFAULTS, "BLOCK_D": 16, "BLOCK_OUT": 64}
+DEFAULTS_WEIGHT_FP32 = {**DEFAULTS_FEATURE_FP32, "BLOCK_ROWS": 32, "BLOCK_CLASSES": 32}
 CPU_BLOCK_ELEMENTS = 1 << 20
 
 
@@ -124,9 +122,13 @@ def gradients_launch(
     """Launch both kernels on each scale; gradients of features, then of weights, then of biases."""
     (videos, all_cells), classes = labels.shape, weights[0].shape[0]
     if features[0].dtype == torch.float32:
-        by_rows, by_classes = (launch_settings(f"{kind}_gradient_fp32", DEFAULTS_FP32[kind]) for kind in DEFAULTS_FP32)
+        by_rows = launch_settings("feature_gradient_fp32", DEFAULTS_FEATURE_FP32)
+        by_classes = launch_settings("weight_gradient_fp32", DEFAULTS_WEIGHT_FP32)
     else:
-        by_rows, by_classes = (launch_settings(f"{kind}_gradient", DEFAULTS) for kind in DEFAULTS_FP32)
+        by_rows, by_classes = (
+            launch_settings("feature_gradient", DEFAULTS),
+            launch_settings("weight_gradient", DEFAULTS),
+        )
     feature_outputs = [torch.zeros_like(x) for x in features]
     weight_outputs, bias_outputs = ([torch.zeros_like(x) for x in per_scale] for per_scale in (weights, biases))
     first_cell = 0

@@ -19,6 +19,7 @@ TINY = lines.Sizes(
     trained=(3,),
     training_precision="float32",
     width=1 / 64,
+    soft_candidates=(800,),
     sweep_videos=(1, 4),
     sweep_candidates=(32, 40),
     sweep_ground_truths=(1, 3),
