@@ -125,7 +125,7 @@ def finisher_kernel(
                     end = tl.load(end_ptr + place, mask=undecided, other=0.0)
                     nearest, furthest = nearest_and_furthest(key, end, TIOU_THRESHOLD)
                     dropped = tl.zeros([32], tl.int32)
-                    for direction in tl.static_range(-1, 2, 2):
+                    for direction in range(-1, 2, 2):
                         near = place[:, None] + direction * (1 + column)[None, :]
                         reached = 1
                         while reached != 0:
