@@ -125,6 +125,15 @@ def test_large_logits_do_not_overflow(ops):
     assert_close_to_reference(ops, features, [x * 1e3 for x in weights], biases, labels, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("excluded", [slice(0, 70), slice(64, 128), slice(130, 200)], ids=str)
+def test_classes_ruled_out_by_their_bias_count_for_nothing(ops, excluded):
+    """A whole chunk of them, before others and behind them, has no finite maximum."""
+    features, weights, biases, labels = classifier(2, 200, [5], [8], share=1.0)
+    biases[0][excluded] = -torch.inf
+    labels[(labels >= excluded.start) & (labels < excluded.stop)] = -1
+    assert_close_to_reference(ops, features, weights, biases, labels)
+
+
 def test_a_value_that_is_not_a_number_shows_in_the_loss(ops):
     features, weights, biases, labels = classifier(1, 40, [5], [8], share=1.0)
     features[0][0, 3, 2] = float("nan")

@@ -128,6 +128,15 @@ def test_all_logits_minus_infinity_have_probability_zero_and_class_zero(ops):
     assert labels.tolist() == [[0] * 4]
 
 
+@pytest.mark.parametrize("excluded", [slice(0, 70), slice(64, 128), slice(130, 200)], ids=str)
+def test_classes_ruled_out_by_their_bias_leave_the_others_alone(ops, excluded, monkeypatch):
+    """A whole chunk of them, before others and behind them, has no finite maximum."""
+    monkeypatch.setattr(sys.modules["ahernet_kernels.classify"], "CPU_BLOCK_ELEMENTS", 100)
+    features, weights, biases = classifier(1, 200, [4], [8])
+    biases[0][excluded] = -math.inf
+    assert_equals_reference(ops, features, weights, biases)
+
+
 @pytest.mark.parametrize(("videos", "cells"), [(0, [4, 2]), (2, [0])])
 def test_nothing_to_classify_gives_nothing(ops, videos, cells):
     probability, labels = ops.classify(*classifier(videos, 5, cells, [8] * len(cells)))
