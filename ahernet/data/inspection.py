@@ -114,6 +114,7 @@ def inspect_archive(
         notes = [
             Problem("only one row", archive.ids[position]) for position in np.flatnonzero(archive.lengths == 1).tolist()
         ]
+        notes += _uneven_durations(archive)
         summary = None
         if annotated is not None:
             pairs = match_video_ids(annotated.videos, archive.ids)
@@ -202,6 +203,19 @@ def _id_problems(archive: FeatureArchive) -> Iterator[Problem]:
 def _duration_problems(archive: FeatureArchive) -> Iterator[Problem]:
     for position in np.flatnonzero(np.isnan(archive.durations)).tolist():
         yield Problem("duration unknown", archive.ids[position])
+
+
+def _uneven_durations(archive: FeatureArchive) -> Iterator[Problem]:
+    """Durations unlike rows times stride: the rows were rescaled, or the frame rate or the stride is wrong."""
+    if math.isnan(archive.frame_rate) or not archive.clip_stride:
+        return
+    row_seconds = archive.clip_stride / archive.frame_rate
+    seconds = archive.lengths * row_seconds
+    # The last clips of a video may be missing: those that would reach beyond its end.
+    tolerance = DURATION_TOLERANCE + 2 * row_seconds
+    for position in np.flatnonzero(np.abs(seconds - archive.durations) > tolerance).tolist():
+        detail = f"{archive.durations[position]:.2f} s, but its rows make {seconds[position]:.2f} s"
+        yield Problem("duration does not fit rows and stride", archive.ids[position], detail)
 
 
 def _row_problems(archive: FeatureArchive, progress: bool) -> Iterator[Problem]:

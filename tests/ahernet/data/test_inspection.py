@@ -47,14 +47,14 @@ def found(problems):
 
 def test_a_healthy_archive_is_counted_and_has_no_problems(tmp_path):
     videos = {"a": (10, 5.0), "b": (20, 15.0), "c": (30, 10.0)}
-    path = write(tmp_path / "a.h5", videos, frame_rate=25.0, clip_stride=16, origin="network 7")
+    path = write(tmp_path / "a.h5", videos, frame_rate=25.0, origin="network 7")
     seen = inspect_archive(path)
     assert (seen.videos, seen.rows, seen.dimension, seen.dtype) == (3, 60, 4, "float16")
     assert (seen.shortest, seen.longest) == (10, 30)
     assert (seen.known_durations, seen.shortest_seconds, seen.longest_seconds) == (3, 5.0, 15.0)
     assert seen.hours == pytest.approx(30 / 3600)
     assert seen.rows_per_second == pytest.approx(2.0)
-    assert (seen.origin, seen.frame_rate, seen.clip_stride) == ("network 7", 25.0, 16)
+    assert (seen.origin, seen.frame_rate, seen.clip_stride) == ("network 7", 25.0, 0)
     assert seen.file_bytes == path.stat().st_size
     assert seen.problems == seen.notes == ()
     assert seen.annotations is None
@@ -64,6 +64,14 @@ def test_rows_a_second_counts_videos_of_known_duration_only(tmp_path):
     seen = inspect_archive(write(tmp_path / "a.h5", {"a": (10, 5.0), "b": (90, math.nan)}))
     assert seen.rows_per_second == pytest.approx(2.0)
     assert found(seen.problems) == {("duration unknown", "b")}
+
+
+def test_durations_unlike_rows_and_stride_are_noted(tmp_path):
+    videos = {"fits": (100, 40.0), "cut": (97, 40.0), "rescaled": (100, 180.0), "unknown": (100, math.nan)}
+    path = write(tmp_path / "a.h5", videos, frame_rate=25.0, clip_stride=10)
+    (note,) = inspect_archive(path).notes
+    assert (note.kind, note.video_id) == ("duration does not fit rows and stride", "rescaled")
+    assert note.detail == "180.00 s, but its rows make 40.00 s"
 
 
 def test_without_any_duration_nothing_is_made_up(tmp_path):
