@@ -41,6 +41,7 @@ class Checkpoint:
         moment_classes: those of them that the run learnt from moments.
         model: the network, on the CPU, in evaluation mode.
         source: the folder that it was read from; messages name it.
+        digest: SHA-256 of the file of the weights; empty where there is none.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Checkpoint:
     moment_classes: tuple[str, ...]
     model: Localizer
     source: Path
+    digest: str = ""
 
 
 def save_checkpoint(
@@ -98,7 +100,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     moment_classes = description.get("moment_classes", [])
     if not isinstance(moment_classes, list) or not all(name in classes for name in moment_classes):
         raise UserError(f"{path}: moment_classes: expected a list of names that are in classes")
-    weights_path, state = _read_weights(folder, _entry(description, "weights", dict, path), path)
+    weights = _entry(description, "weights", dict, path)
+    weights_path, state = _read_weights(folder, weights, path)
     try:
         # Tensors without memory: settings that ask for more than the weights hold must not allocate it.
         with torch.device("meta"):
@@ -109,7 +112,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     _check_values(state, weights_path)
     model = Localizer(config.model, len(classes))
     model.load_state_dict(state)
-    return Checkpoint(config, tuple(classes), tuple(moment_classes), model.eval(), folder)
+    return Checkpoint(config, tuple(classes), tuple(moment_classes), model.eval(), folder, weights["sha256"])
 
 
 def _read_description(path: Path) -> dict[str, Any]:

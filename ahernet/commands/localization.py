@@ -1,6 +1,7 @@
 """Commands that localize, score and draw."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ahernet.commands.command import (
     classes_of,
     read_annotations_of,
 )
+from ahernet.config import Config, InferenceConfig
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
@@ -24,19 +26,26 @@ if TYPE_CHECKING:
     from ahernet.data.annotations import Annotations
     from ahernet.data.detections import Detections
 
-DETECTION_SUFFIXES = (".json", ".csv", ".json.gz", ".csv.gz")
+# What a file of detections may end in; any other name is a folder.
+SUFFIXES = (".json", ".csv", ".json.gz", ".csv.gz", ".parquet")
+EXPECTED_FILE = f"expected a file name that ends in {', '.join(SUFFIXES)}"
+SHARD_VIDEOS = 4096
+MAX_THRESHOLD_CHARACTERS = 1 << 24
 DRAWN_VIDEOS = 20  # by plot, where none are named
 
 
 def _add_localize(parser: ArgumentParser) -> None:
-    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="feature archive")
+    parser.add_argument(
+        "archive", type=Path, metavar="ARCHIVE", help="feature archive, or the folder or manifest of several"
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that train wrote")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        metavar="FILE",
-        help="detections to write: ActivityNet results (.json) or a table (.csv), either also as .gz",
+        metavar="PATH",
+        help="detections to write: ActivityNet results (.json) or a table (.csv), either also as .gz, or .parquet; a "
+        "name without suffix is a folder of shards, for archives of any size",
     )
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="localize only the videos of this annotation file"
@@ -44,22 +53,52 @@ def _add_localize(parser: ArgumentParser) -> None:
     parser.add_argument("--subset", metavar="NAME", help="of the annotations: only its videos")
     add_annotation_options(parser)
     add_classes(parser, "localize these alone (default: all that the checkpoint knows)")
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="JSON object of minimum scores by class name")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a video of unknown duration or with broken features: stop, or leave it out and list it "
+        "(default: stop)",
+    )
     add_device(parser)
     parser.add_argument("--batch-size", type=int, metavar="VIDEOS", help="the same as --inference.batch_size")
+    parser.add_argument(
+        "--shard-videos", type=int, metavar="VIDEOS", help=f"videos of a shard in a folder (default: {SHARD_VIDEOS:,})"
+    )
+    parser.add_argument(
+        "--shard-format", metavar="NAME", help="of the shards: parquet, json, csv, json.gz or csv.gz (default: parquet)"
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="NUMBER", help="that share the shards of a folder, a GPU each (default: 1)"
+    )
     add_settings(parser, ["inference"])
 
 
 def _run_localize(parsed: Namespace) -> None:
-    _check_detection_file(parsed.out)
     if parsed.subset is not None and parsed.annotations is None:
         raise UserError("localize: --subset needs --annotations, the file that says which videos it has")
+    if parsed.out.name.lower().endswith(SUFFIXES):
+        for name in ("shard_videos", "shard_format", "processes"):
+            if parsed[name] is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"localize: --{option} is for a folder of shards, --out names a file: {parsed.out}")
+        _localize_into_file(parsed)
+    elif parsed.out.is_dir() or not parsed.out.suffix:
+        _localize_into_folder(parsed)
+    else:
+        raise UserError(f"{parsed.out}: {EXPECTED_FILE}, or a folder name without suffix")
+
+
+def _localize_into_file(parsed: Namespace) -> None:
+    check_output_file(parsed.out)
 
     from ahernet.checkpoint import load_checkpoint
-    from ahernet.data.archive import open_archive
-    from ahernet.data.detections import write_detections
+    from ahernet.data.archive_set import open_features
+    from ahernet.data.detection_shards import write_shard
     from ahernet.inference.localize import localize
 
-    with open_archive(parsed.archive) as archive:
+    with open_features(parsed.archive) as archive:
         video_ids, durations = None, None
         if parsed.annotations is not None:
             annotations = read_annotations_of(parsed.annotations, parsed).select(parsed.subset)
@@ -67,10 +106,7 @@ def _run_localize(parsed: Namespace) -> None:
             video_ids = list(found.values())
             durations = {here: annotations.videos[annotated].duration for annotated, here in found.items()}
         checkpoint = load_checkpoint(parsed.checkpoint)
-        changes = given_settings(parsed, ["inference"])
-        if parsed.batch_size is not None:
-            changes.setdefault("inference", {})["batch_size"] = parsed.batch_size
-        config = with_settings(checkpoint.config, changes).inference
+        config = _inference_config(parsed, checkpoint.config)
         make_folder(parsed.out.parent)
         detections = localize(
             archive,
@@ -79,10 +115,78 @@ def _run_localize(parsed: Namespace) -> None:
             video_ids=video_ids,
             durations=durations,
             classes=classes_of(parsed),
+            minimum_scores=_thresholds(parsed.thresholds),
             device=parsed.device,
+            on_error=parsed.on_error,
         )
-    write_detections(parsed.out, detections)
+    write_shard(parsed.out, detections)
     print(f"{parsed.out}: {len(detections):,} detections in {len(detections.video_ids):,} videos")
+
+
+def _localize_into_folder(parsed: Namespace) -> None:
+    for name in ("shard_videos", "processes"):
+        if parsed[name] is not None and parsed[name] < 1:
+            raise UserError(f"localize: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
+
+    from ahernet.checkpoint import load_checkpoint
+    from ahernet.data.detections_parquet import require_parquet
+    from ahernet.inference.shards import ShardedJob, localize_shards
+
+    suffix = f".{(parsed.shard_format or 'parquet').removeprefix('.')}"
+    if suffix == ".parquet":
+        require_parquet()
+    durations = None
+    if parsed.annotations is not None:
+        annotations = read_annotations_of(parsed.annotations, parsed).select(parsed.subset)
+        durations = {video_id: video.duration for video_id, video in annotations.videos.items()}
+    classes = classes_of(parsed)
+    job = ShardedJob(
+        parsed.archive,
+        parsed.checkpoint,
+        parsed.out,
+        _inference_config(parsed, load_checkpoint(parsed.checkpoint).config),
+        None if classes is None else tuple(classes),
+        _thresholds(parsed.thresholds),
+        durations,
+        parsed.shard_videos or SHARD_VIDEOS,
+        suffix,
+        parsed.on_error,
+    )
+    result = localize_shards(job, device=parsed.device, processes=parsed.processes or 1)
+    if result.without_features:
+        print(_without_features(len(durations or ()), result.without_features), file=sys.stderr)
+    if result.skipped:
+        print(f"left out {result.skipped:,} videos, listed in part-*.skipped.json", file=sys.stderr)
+    if result.unfinished:
+        print(f"{result.unfinished:,} shards are being worked on by other processes", file=sys.stderr)
+    print(f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos")
+
+
+def _inference_config(parsed: Namespace, config: Config) -> InferenceConfig:
+    """Return the settings of a checkpoint, changed by those of the command line."""
+    changes = given_settings(parsed, ["inference"])
+    if parsed.batch_size is not None:
+        changes.setdefault("inference", {})["batch_size"] = parsed.batch_size
+    return with_settings(config, changes).inference
+
+
+def _thresholds(path: Path | None) -> dict[str, float]:
+    """Read a JSON object of scores by class name."""
+    if path is None:
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            content = json.loads(file.read(MAX_THRESHOLD_CHARACTERS))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: expected an object of scores by class name, {{"Juggling": 0.25}}')
+    for name, score in content.items():
+        if type(score) not in (int, float) or not math.isfinite(score):
+            raise UserError(f"{path}: {name!r:.80}: expected a finite score, got {score!r:.40}")
+    return {name: float(score) for name, score in content.items()}
 
 
 def _videos_with_features(annotations: "Annotations", available: Sequence[str]) -> dict[str, str]:
@@ -94,23 +198,34 @@ def _videos_with_features(annotations: "Annotations", available: Sequence[str]) 
     if not found:
         raise UserError(f"{annotations.source}: the archive has features of none of {len(missing):,} videos")
     if missing:
-        print(
-            f"without features: {len(missing):,} of {len(annotations.videos):,} videos, as {missing[0]!r}",
-            file=sys.stderr,
-        )
+        print(_without_features(len(annotations.videos), missing), file=sys.stderr)
     return found
 
 
-def _check_detection_file(path: Path) -> None:
-    """Refuse a file name that detections cannot be written to before anything is computed."""
-    check_output_file(path)
-    if not path.name.lower().endswith(DETECTION_SUFFIXES):
-        raise UserError(f"{path}: expected a file name that ends in {', '.join(DETECTION_SUFFIXES)}")
+def _without_features(annotated: int, missing: Sequence[str]) -> str:
+    return f"without features: {len(missing):,} of {annotated:,} videos, as {missing[0]!r}"
+
+
+def _add_export(parser: ArgumentParser) -> None:
+    parser.add_argument("detections", type=Path, metavar="DETECTIONS", help="detections in any form")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"file to write: {', '.join(SUFFIXES)}")
+
+
+def _run_export(parsed: Namespace) -> None:
+    from ahernet.data.detection_shards import load_detections, write_shard
+
+    check_output_file(parsed.out)
+    if not parsed.out.name.lower().endswith(SUFFIXES):
+        raise UserError(f"{parsed.out}: {EXPECTED_FILE}")
+    detections = load_detections(parsed.detections)
+    make_folder(parsed.out.parent)
+    write_shard(parsed.out, detections)
+    print(f"{parsed.out}: {len(detections):,} detections in {len(detections.video_ids):,} videos")
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "detections", type=Path, metavar="DETECTIONS", help="file that localize wrote, or any result file"
+        "detections", type=Path, metavar="DETECTIONS", help="file or folder that localize wrote, or any result file"
     )
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="annotation file")
     parser.add_argument("--subset", metavar="NAME", help="score the videos of this subset (default: all)")
@@ -120,14 +235,14 @@ def _add_evaluate(parser: ArgumentParser) -> None:
 
 
 def _run_evaluate(parsed: Namespace) -> None:
-    from ahernet.data.detections import read_detections
+    from ahernet.data.detection_shards import load_detections
     from ahernet.evaluation.average_precision import average_precision
     from ahernet.evaluation.average_recall import average_recall
     from ahernet.evaluation.report import format_report, report_dictionary
 
     if parsed.json is not None:
         check_output_file(parsed.json)
-    detections = read_detections(parsed.detections)
+    detections = load_detections(parsed.detections)
     annotations = read_annotations_of(parsed.annotations, parsed)
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
     selected = selected if classes is None else selected.of_classes(classes)
@@ -173,7 +288,7 @@ def _of_subset(detections: "Detections", annotations: "Annotations", selected: "
 
 def _add_plot(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "detections", type=Path, metavar="DETECTIONS", help="file that localize wrote, or any result file"
+        "detections", type=Path, metavar="DETECTIONS", help="file or folder that localize wrote, or any result file"
     )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file: draws the ground truth too")
     add_annotation_options(parser)
@@ -192,12 +307,12 @@ def _add_plot(parser: ArgumentParser) -> None:
 
 
 def _run_plot(parsed: Namespace) -> None:
-    from ahernet.data.detections import read_detections
+    from ahernet.data.detection_shards import load_detections
     from ahernet.timelines import draw_timelines
 
     if parsed.top < 1:
         raise UserError(f"plot: --top: expected at least 1, got {parsed.top}")
-    detections = read_detections(parsed.detections)
+    detections = load_detections(parsed.detections)
     annotations = None
     if parsed.annotations is not None:
         annotations = read_annotations_of(parsed.annotations, parsed)
@@ -216,14 +331,26 @@ def _run_plot(parsed: Namespace) -> None:
 COMMANDS = {
     "localize": Command(
         help="detect actions in the videos of an archive",
-        description=("Detect actions with a trained localizer. Settings given here replace those of the checkpoint."),
-        usage="ARCHIVE CHECKPOINT --out FILE [options]",
+        description=(
+            "Detect actions with a trained localizer. Settings given here replace those of the checkpoint.\n"
+            "Into a folder, videos go in shards: interrupted at any moment, the same command goes on, and several\n"
+            "processes may share the work."
+        ),
+        usage="ARCHIVE CHECKPOINT --out PATH [options]",
         example=(
             "archive.h5 runs/first --out runs/first/detections.json \\\n"
             "    --annotations annotations.json --subset validation"
         ),
         add_arguments=_add_localize,
         run=_run_localize,
+    ),
+    "export": Command(
+        help="write detections of any form, shards too, as one file",
+        description="Write detections, of a file or a folder of shards, as one file of another form.",
+        usage="DETECTIONS --out FILE",
+        example="runs/first/detections --out runs/first/detections.json",
+        add_arguments=_add_export,
+        run=_run_export,
     ),
     "evaluate": Command(
         help="score detections: mean average precision at tIoU 0.50 to 0.95",

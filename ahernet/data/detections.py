@@ -25,6 +25,7 @@ from ahernet.files import replace_when_complete
 
 RESULT_VERSION = "VERSION 1.3"
 MAX_CHARACTERS = 1 << 31  # of one JSON after decompression: about 16 million detections
+SUFFIXES = (".json", ".csv", ".json.gz", ".csv.gz")
 CSV_COLUMNS = ("video_id", "start", "end", "label", "score")
 
 # ("id", "label", start, end, score): one row as a reader yields it, before the columns are made.

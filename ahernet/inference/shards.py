@@ -1,0 +1,317 @@
+"""Localization of archives of any size into a folder of shards, by one process or many, killed at any time or not.
+
+The unit of work is a shard: some thousand videos of one archive file. Memory is bounded by a shard and the tables of
+one file. A process takes a shard by locking one byte of a file in the folder, a lock that ends with the process
+however that comes; it gives the shard its name when it is complete. Batches never reach over the end of a shard, so
+that its bytes do not depend on who computed what before.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ahernet.checkpoint import load_checkpoint
+from ahernet.config import InferenceConfig
+from ahernet.data.annotations import match_video_ids
+from ahernet.data.archive import FeatureArchive, open_archive
+from ahernet.data.archive_set import archive_files
+from ahernet.data.detection_shards import shard_names, write_manifest, write_shard
+from ahernet.errors import UserError
+from ahernet.files import make_folder, replace_when_complete
+from ahernet.inference.localize import progress_bar
+from ahernet.inference.ready import OnError, ReadyLocalizer
+
+CLAIMS_NAME = ".claims"
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class ShardedJob:
+    """What is localized, how, and where the shards go.
+
+    Attributes:
+        archive: feature archive, or set of them.
+        checkpoint: folder of the network.
+        folder: that gets the shards.
+        config: scoring and suppression; that of the checkpoint by default.
+        classes: names of those to localize; all by default.
+        minimum_scores: by class name.
+        durations: seconds by id: localize only in these videos (ids may differ in the prefix `v_`), and take the
+            durations that the archive does not know from here. None: in all videos.
+        shard_videos: videos of a shard, at most.
+        suffix: of the shards: ".parquet" or that of any detection file.
+        on_error: what to do with a video that cannot be localized in.
+    """
+
+    archive: Path
+    checkpoint: Path
+    folder: Path
+    config: InferenceConfig | None = None
+    classes: tuple[str, ...] | None = None
+    minimum_scores: Mapping[str, float] = field(default_factory=dict)
+    durations: Mapping[str, float] | None = None
+    shard_videos: int = 4096
+    suffix: str = ".parquet"
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Videos first:last of those that are chosen in one archive file, and the file that gets their detections."""
+
+    number: int
+    archive: Path
+    first: int
+    last: int
+    path: Path
+
+    @property
+    def skipped_path(self) -> Path:
+        """Where the videos that were left out are listed, if any."""
+        return self.path.with_name(f"part-{self.number:06d}.skipped.json")
+
+
+@dataclass(frozen=True)
+class ShardedResult:
+    """What a folder of shards holds now.
+
+    Attributes:
+        shards: of the folder, in all.
+        videos: of them, in all.
+        skipped: of them, left out.
+        unfinished: shards that other processes are working on.
+        without_features: annotated videos that the archive lacks.
+    """
+
+    shards: int
+    videos: int
+    skipped: int
+    unfinished: int
+    without_features: tuple[str, ...]
+
+
+def localize_shards(
+    job: ShardedJob, *, device: str = "auto", processes: int = 1, progress: bool = True
+) -> ShardedResult:
+    """Localize actions in the videos of an archive into a folder of shards; shards that are there are kept.
+
+    Args:
+        job: what, how and where.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        processes: that share the work on this machine; with "auto" and GPUs each takes the next GPU.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: as `localize`; the folder holds detections of another run; a process died.
+    """
+    shards, without_features = plan(job)
+    pending = [shard for shard in shards if not shard.path.exists()]
+    with progress_bar(_videos(shards), progress) as bar:
+        bar.update(_videos(shards) - _videos(pending))
+        if pending and processes == 1:
+            work_on(job, pending, device, bar)
+        elif pending:
+            _share(job, pending, device, min(processes, len(pending)), bar)
+    unfinished = sum(not shard.path.exists() for shard in shards)
+    if not unfinished:
+        (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
+    skipped = sum(len(json.loads(shard.skipped_path.read_bytes())) for shard in shards if shard.skipped_path.exists())
+    return ShardedResult(len(shards), _videos(shards), skipped, unfinished, without_features)
+
+
+def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
+    """Return the shards of a job, written down in the manifest of its folder, and annotated videos without features.
+
+    Raises:
+        UserError: an archive or the network cannot be read or they do not fit, no video is chosen, or the folder holds
+            detections of another run.
+    """
+    checkpoint = load_checkpoint(job.checkpoint)
+    ready = ReadyLocalizer(checkpoint, job.config, classes=job.classes, minimum_scores=job.minimum_scores, device="cpu")
+    pieces: list[tuple[Path, int, int]] = []
+    described = []
+    missing = dict.fromkeys(job.durations or ())
+    for path, _ in archive_files(job.archive):
+        with open_archive(path) as archive:
+            ready.check_dimension(archive)
+            chosen = _choose(archive, job)
+            described.append({"file": path.name, "videos": len(chosen.positions), "fingerprint": _fingerprint(archive)})
+        for name in chosen.annotated:
+            missing.pop(name, None)
+        count = len(chosen.positions)
+        pieces += [(path, k, min(k + job.shard_videos, count)) for k in range(0, count, job.shard_videos)]
+    if not pieces:
+        raise UserError(f"{job.archive}: has features of none of {len(missing):,} annotated videos")
+    names = shard_names(len(pieces), job.suffix)
+    manifest = {
+        "archives": described,
+        "checkpoint": checkpoint.digest,
+        "classes": list(ready.classes),
+        "inference": asdict(ready.config),
+        "minimum_scores": dict(job.minimum_scores),
+        "durations": None if job.durations is None else _hash(job.durations),
+        "on_error": job.on_error,
+        "shard_videos": job.shard_videos,
+        "shards": names,
+    }
+    make_folder(job.folder)
+    write_manifest(job.folder, json.loads(json.dumps(manifest)))
+    shards = [
+        Shard(number, *piece, job.folder / name) for number, (piece, name) in enumerate(zip(pieces, names, strict=True))
+    ]
+    return shards, tuple(missing)
+
+
+def work_on(job: ShardedJob, shards: Sequence[Shard], device: str, bar: Any) -> None:
+    """Localize in the shards that are neither there nor taken by another process.
+
+    Raises:
+        UserError: as `localize`.
+    """
+    ready = ReadyLocalizer(
+        load_checkpoint(job.checkpoint),
+        job.config,
+        classes=job.classes,
+        minimum_scores=job.minimum_scores,
+        device=device,
+    )
+    with _claims(job.folder) as claim, ExitStack() as opened:
+        chosen: _Chosen | None = None
+        for shard in shards:
+            with claim(shard.number) as taken:
+                if not taken or shard.path.exists():
+                    bar.update(_videos([shard]) if shard.path.exists() else 0)
+                    continue
+                if chosen is None or chosen.archive.path != shard.archive:
+                    opened.close()
+                    chosen = _choose(opened.enter_context(open_archive(shard.archive)), job)
+                _complete(job, ready, chosen, shard, bar)
+
+
+def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: Any) -> None:
+    """Localize in the videos of a shard and give it its name."""
+    for left in job.folder.glob(f".part-{shard.number:06d}.*.tmp"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    here = chosen.positions[shard.first : shard.last]
+    detections, skipped = ready.localize(chosen.archive, here, chosen.durations, job.on_error, bar)
+    if skipped:
+        with replace_when_complete(shard.skipped_path) as path:
+            path.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_shard(shard.path, detections)
+
+
+class _Chosen(NamedTuple):
+    """An open archive, the places of the videos to localize in, their known durations, and their annotated ids."""
+
+    archive: FeatureArchive
+    positions: NDArray[np.int64]
+    durations: Mapping[str, float]
+    annotated: Sequence[str]
+
+
+def _choose(archive: FeatureArchive, job: ShardedJob) -> _Chosen:
+    if job.durations is None:
+        return _Chosen(archive, np.arange(len(archive)), {}, ())
+    found = match_video_ids(job.durations, archive.ids)
+    positions = np.sort(np.array([archive.position(here) for here in found.values()], np.int64))
+    return _Chosen(archive, positions, {here: job.durations[name] for name, here in found.items()}, tuple(found))
+
+
+def _share(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: Any) -> None:
+    """Let several processes work on the shards, and watch what they finish."""
+    context = get_context("spawn")
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    workers: list[SpawnProcess] = []
+    try:
+        for number in range(processes):
+            where = f"cuda:{number % gpus}" if gpus else device
+            worker = context.Process(target=_work_quietly, args=(job, shards, where, processes), daemon=True)
+            worker.start()
+            workers.append(worker)
+        waiting = list(shards)
+        while running := [worker.sentinel for worker in workers if worker.is_alive()]:
+            wait(running, POLL_SECONDS)
+            finished = [shard for shard in waiting if shard.path.exists()]
+            waiting = [shard for shard in waiting if shard not in finished]
+            bar.update(_videos(finished))
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed and any(not shard.path.exists() for shard in shards):
+        ended = [
+            f"with signal {-code}" if code < 0 else f"with exit code {code}" for code in failed if code is not None
+        ]
+        raise UserError(
+            f"{job.folder}: {len(failed)} of {processes} processes ended {ended[0]}; what is finished is kept, "
+            f"the same command goes on"
+        )
+
+
+def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int) -> None:
+    """Work in a process of its own: without a bar, its errors as one line."""
+    torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
+    try:
+        with progress_bar(_videos(shards), shown=False) as bar:
+            work_on(job, shards, device, bar)
+    except UserError as error:
+        print(f"ahernet: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # reaches every process of the terminal; the first one says so
+        sys.exit(130)
+
+
+@contextmanager
+def _claims(folder: Path) -> Iterator[Any]:
+    """Give what takes a shard: a context that says whether it is ours, until it ends or this process does."""
+    descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+
+    @contextmanager
+    def claim(number: int) -> Iterator[bool]:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except (BlockingIOError, PermissionError):  # what systems say of a lock that another process holds
+            yield False
+            return
+        except OSError as error:
+            raise UserError(f"{folder}: cannot lock files there ({error.strerror})") from error
+        try:
+            yield True
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, number)
+
+    try:
+        yield claim
+    finally:
+        os.close(descriptor)
+
+
+def _videos(shards: Sequence[Shard]) -> int:
+    return sum(shard.last - shard.first for shard in shards)
+
+
+def _fingerprint(archive: FeatureArchive) -> str:
+    """Return a hash of the ids, lengths and checksums of an archive: of all that it holds."""
+    digest = hashlib.sha256("\0".join(archive.ids).encode())
+    for table in (archive.offsets, archive.durations, archive.checksums):
+        digest.update(np.ascontiguousarray(table).tobytes())
+    return digest.hexdigest()
+
+
+def _hash(durations: Mapping[str, float]) -> str:
+    return hashlib.sha256(json.dumps(list(durations.items())).encode()).hexdigest()
