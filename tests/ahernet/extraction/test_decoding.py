@@ -1,0 +1,104 @@
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_videos import brightness, write_video
+
+from ahernet.errors import UserError
+from ahernet.extraction.decoding import ClipDecoder, DecodedClip, DecodedVideo, FailedVideo, decode_ahead
+from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.video import Frame, Framing
+
+FRAMING = Framing(20, 16)
+
+
+class Scripted:
+    """A decoder of another make: a file's name says how many frames it has, and after which it fails."""
+
+    declared_duration = declared_rate = float("nan")
+    damaged = 0
+
+    def __init__(self, path: Path) -> None:
+        words = path.stem.split("-")
+        self.count = self.declared_frames = int(words[0])
+        self.fails_after = int(words[1]) if len(words) > 1 else None
+
+    def frames(self):
+        for number in range(self.count):
+            if number == self.fails_after:
+                raise UserError("broken")
+            yield Frame(number / 10, np.full((16, 16, 3), number, np.uint8))
+
+
+@contextmanager
+def scripted(path: Path, framing: Framing):
+    yield Scripted(path)
+
+
+def clips_by(decoder, stride=8) -> ClipDecoder:
+    return ClipDecoder(decoder, FRAMING, 16, stride)
+
+
+def test_a_video_gives_its_clips_and_then_its_end(tmp_path):
+    events = list(clips_by(open_with_pyav)("v", write_video(tmp_path / "v.mp4", 30)))
+    assert [event.number for event in events[:-1]] == [0, 1, 2]
+    for clip in events[:-1]:
+        levels = [brightness(min(clip.number * 8 + k, 29)) for k in range(16)]
+        np.testing.assert_allclose(clip.frames.mean((1, 2, 3)), levels, atol=2.4)
+    end = events[-1]
+    assert (end.video_id, end.clips, end.remarks) == ("v", 3, ())
+    assert end.duration == pytest.approx(1.2)
+
+
+def test_another_decoder_plugs_in_and_failures_end_a_video():
+    events = list(clips_by(scripted)("v", Path("40-33.x")))
+    assert [type(event) for event in events] == [DecodedClip, DecodedClip, DecodedClip, FailedVideo]
+    assert events[-1] == FailedVideo("v", "broken")
+    assert list(clips_by(scripted)("v", Path("0.x"))) == [FailedVideo("v", "no frame of it can be decoded")]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_give_every_event_once_and_those_of_a_video_in_order(workers):
+    videos = [(f"v{k}", Path(f"{10 * k}{'-5' if k == 4 else ''}.x")) for k in range(1, 9)]
+    with decode_ahead(clips_by(scripted), videos, workers, ahead=2) as events:
+        got = list(events)
+    expected = {video_id: list(clips_by(scripted)(video_id, path)) for video_id, path in videos}
+    for video_id, wanted in expected.items():
+        mine = [event for event in got if event.video_id == video_id]
+        assert [(type(event), getattr(event, "number", None)) for event in mine] == [
+            (type(event), getattr(event, "number", None)) for event in wanted
+        ]
+    assert Counter(type(event) for event in got)[DecodedVideo] == 7
+
+
+def test_no_more_is_decoded_than_may_wait():
+    decoded = []
+
+    def decode(video_id, path):
+        for number in range(100):
+            decoded.append(number)
+            yield DecodedClip(video_id, number, np.zeros(0, np.uint8))
+
+    with decode_ahead(decode, [("v", Path("v"))], workers=1, ahead=3) as events:
+        next(events)
+        time.sleep(0.3)
+        assert len(decoded) <= 1 + 3 + 1  # taken, waiting, in hand
+
+
+def test_leaving_early_stops_the_threads_and_unforeseen_errors_come_through():
+    def decode(video_id, path):
+        yield from clips_by(scripted)(video_id, path)
+        if video_id == "bad":
+            raise ZeroDivisionError
+
+    before = threading.active_count()
+    with decode_ahead(decode, ((str(k), Path("200.x")) for k in range(1000)), workers=2, ahead=2) as events:
+        next(events)
+    assert threading.active_count() == before
+    with pytest.raises(ZeroDivisionError), decode_ahead(decode, [("bad", Path("20.x"))], workers=2, ahead=2) as events:
+        list(events)
+    assert threading.active_count() == before
