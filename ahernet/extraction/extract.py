@@ -2,25 +2,23 @@
 
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahernet.data.archive_journal import ArchiveJournal, open_journal
 from ahernet.data.archive_writer import Precision
 from ahernet.errors import UserError
 from ahernet.extraction.clips import clip_count
-from ahernet.extraction.decoding import ClipDecoder, DecodedVideo, FailedVideo, decode_ahead
+from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.network import ClipNetwork
-from ahernet.extraction.placing import Batch, batches_of
 from ahernet.extraction.video import Decoder, Framing
+from ahernet.extraction.video_features import ExtractedVideo, extract_videos
 
 SHOWN = 10
 PROBED = 200  # videos that are asked for their length before the work begins, to estimate how much there is
@@ -48,16 +46,6 @@ class ExtractionSettings:
         for name in ("clip_stride", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class ExtractedVideo:
-    """The features (L, D) float32 of a video, its seconds, and what the user should know about it."""
-
-    video_id: str
-    features: NDArray[np.float32]
-    duration: float
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -143,7 +131,7 @@ def extract(
     ) as journal:
         sources = {video_id: _source(path) for video_id, path in videos.items()}
         todo = {video_id: path for video_id, path in videos.items() if not journal.has(video_id, sources[video_id])}
-        found = extract_videos(todo.items(), network, decode, settings)
+        found = extract_videos(todo.items(), network, decode, settings.batch_size, settings.workers)
         # Closed at once also after an error: the message must not end up on the line of the progress bar.
         with _kept_for_later(journal), _progress(todo, decode, progress) as advance, closing(found):
             for video in found:
@@ -165,66 +153,6 @@ def extract(
         {video.id: "; ".join(video.remarks) for video in finished if video.remarks},
         {video_id: skipped[video_id] for video_id in videos if video_id in skipped},
     )
-
-
-def extract_videos(
-    videos: Iterable[tuple[str, Path]], network: ClipNetwork, decode: ClipDecoder, settings: ExtractionSettings
-) -> Generator[ExtractedVideo | FailedVideo, None, None]:
-    """Yield every video once, in the order in which they are done.
-
-    A video's features depend on the video, its id, the network and `settings.batch_size`, not on the other videos.
-    """
-    side, length = decode.framing.side, decode.clip_length
-    empty = np.zeros((length, side, side, 3), np.uint8)
-    partial: dict[str, _Partial] = {}
-    running: deque[tuple[Batch, Callable[[], NDArray[np.float32]]]] = deque()
-    # A GPU computes one batch while the next is collected.
-    most_running = 1 if network.device.type == "cpu" else 2
-    with decode_ahead(decode, videos, settings.workers, 2 * settings.batch_size) as events:
-        for event in batches_of(events, settings.batch_size):
-            if isinstance(event, FailedVideo):
-                partial.setdefault(event.video_id, _Partial()).failed = True
-                yield event
-            elif isinstance(event, DecodedVideo):
-                partial.setdefault(event.video_id, _Partial()).end = event
-                yield from _finished(partial, [event.video_id])
-            else:
-                clips = np.stack([empty if clip is None else clip.frames for clip in event.places])
-                running.append((event, network.launch(clips)))
-                if len(running) >= most_running:
-                    yield from _finished(partial, _collect(partial, *running.popleft()))
-    while running:
-        yield from _finished(partial, _collect(partial, *running.popleft()))
-
-
-@dataclass
-class _Partial:
-    """What is known of a video so far."""
-
-    rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    end: DecodedVideo | None = None
-    failed: bool = False
-
-
-def _collect(partial: dict[str, _Partial], batch: Batch, features: Callable[[], NDArray[np.float32]]) -> list[str]:
-    """Hand the rows of a computed batch to their videos; return which those are."""
-    touched: dict[str, None] = {}
-    for clip, row in zip(batch.places, features(), strict=True):
-        if clip is not None:
-            partial.setdefault(clip.video_id, _Partial()).rows[clip.number] = row.copy()
-            touched[clip.video_id] = None
-    return list(touched)
-
-
-def _finished(partial: dict[str, _Partial], video_ids: Iterable[str]) -> Iterator[ExtractedVideo]:
-    """Yield those of these videos that have all their rows."""
-    for video_id in video_ids:
-        video = partial[video_id]
-        if video.failed or video.end is None or len(video.rows) < video.end.clips:
-            continue
-        del partial[video_id]
-        features = np.stack([video.rows[number] for number in range(video.end.clips)])
-        yield ExtractedVideo(video_id, features, video.end.duration, video.end.remarks)
 
 
 def _keep(

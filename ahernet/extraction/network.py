@@ -73,7 +73,7 @@ class ClipNetwork:
     def _compute(self, clips: Tensor) -> Tensor:
         # Chosen algorithms that sum in a fixed order: a restarted run gives the same bits.
         with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic == "bfloat16"),
         ):
             features: Tensor = self._network(prepare_clips(clips, self.backbone.preprocessing))

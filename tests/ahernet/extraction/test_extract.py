@@ -14,11 +14,12 @@ from ahernet.data.archive import open_archive
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import Preprocessing
 from ahernet.extraction.decoding import ClipDecoder
-from ahernet.extraction.extract import ExtractionSettings, extract, extract_videos
+from ahernet.extraction.extract import ExtractionSettings, extract
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.p3d import P3D
 from ahernet.extraction.pyav_decoder import open_with_pyav
 from ahernet.extraction.video import Framing
+from ahernet.extraction.video_features import extract_videos
 
 LENGTHS = {"long": 40, "short": 5, "a.b": 17, "exact": 16, "ü x": 33}
 QUICK = ExtractionSettings(batch_size=3, workers=2)
@@ -86,8 +87,7 @@ def test_features_are_the_same_bits_alone_and_in_any_company(backbone, batch_siz
     decode = ClipDecoder(open_with_pyav, framing, 16, 8)
 
     def features(*names: str, workers: int) -> dict[str, np.ndarray]:
-        settings = ExtractionSettings(batch_size=batch_size, workers=workers)
-        done = extract_videos([(name, videos[name]) for name in names], network, decode, settings)
+        done = extract_videos([(name, videos[name]) for name in names], network, decode, batch_size, workers)
         return {video.video_id: video.features for video in done}
 
     together = features(*LENGTHS, workers=3)
