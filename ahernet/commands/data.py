@@ -115,15 +115,30 @@ def _add_cut_moments(parser: ArgumentParser) -> None:
 
 
 def _run_cut_moments(parsed: Namespace) -> None:
-    from ahernet.data.archive import open_archive
+    from ahernet.data.archive_set import open_features
     from ahernet.data.moments import cut_moments
 
     annotations = read_annotations_of(parsed.annotations, parsed).select(parsed.subset)
     for path in (parsed.out, parsed.labels):
         make_folder(path.parent)
-    with open_archive(parsed.archive) as archive:
+    with open_features(parsed.archive) as archive:
         report = cut_moments(archive, annotations, parsed.out, parsed.labels, classes=classes_of(parsed))
     print(report.describe())
+
+
+def _add_join(parser: ArgumentParser) -> None:
+    parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="feature archives of one folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="manifest to write (.json), in the same folder"
+    )
+
+
+def _run_join(parsed: Namespace) -> None:
+    from ahernet.data.archive_set import archive_files, write_manifest
+
+    write_manifest(parsed.out, parsed.archives)
+    videos = sum(count for _, count in archive_files(parsed.out))
+    print(f"{parsed.out}: {videos:,} videos in {len(parsed.archives):,} archives")
 
 
 def _add_inspect(parser: ArgumentParser) -> None:
@@ -178,6 +193,17 @@ COMMANDS = {
         ),
         add_arguments=_add_cut_moments,
         run=_run_cut_moments,
+    ),
+    "join": Command(
+        help="make one archive of several: a manifest that lists them",
+        description=(
+            "Write a manifest that makes several feature archives of one folder readable as one. A folder whose\n"
+            "manifest is called manifest.json can be given wherever an archive can."
+        ),
+        usage="ARCHIVE... --out FILE",
+        example="archives/part-0.h5 archives/part-1.h5 --out archives/manifest.json",
+        add_arguments=_add_join,
+        run=_run_join,
     ),
     "inspect": Command(
         help="describe a feature archive and find what is wrong with it",

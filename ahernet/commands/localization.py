@@ -332,9 +332,9 @@ COMMANDS = {
     "localize": Command(
         help="detect actions in the videos of an archive",
         description=(
-            "Detect actions with a trained localizer. Settings given here replace those of the checkpoint.\n"
-            "Into a folder, videos go in shards: interrupted at any moment, the same command goes on, and several\n"
-            "processes may share the work."
+            "Detect actions with a trained localizer. Settings given here replace those of the checkpoint. Into a\n"
+            "folder, videos go in shards: interrupted at any moment, the same command goes on, and several processes\n"
+            "may share the work."
         ),
         usage="ARCHIVE CHECKPOINT --out PATH [options]",
         example=(

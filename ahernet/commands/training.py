@@ -120,11 +120,11 @@ def _add_add_class(parser: ArgumentParser) -> None:
 def _run_add_class(parsed: Namespace) -> None:
     from ahernet.add_class import add_class
     from ahernet.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
-    from ahernet.data.archive import open_archive
+    from ahernet.data.archive_set import open_features
 
     if (parsed.out / CHECKPOINT_NAME).exists():
         raise UserError(f"{parsed.out}: holds a checkpoint already, give another folder")
-    with open_archive(parsed.moments) as moments:
+    with open_features(parsed.moments) as moments:
         larger = add_class(load_checkpoint(parsed.checkpoint), moments, parsed.label, device=parsed.device)
         count = len(moments)
     save_checkpoint(parsed.out, larger.config, larger.classes, larger.model, larger.moment_classes)

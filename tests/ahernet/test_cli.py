@@ -198,6 +198,62 @@ def test_localize_takes_videos_of_a_subset_and_settings(world, run, capsys, tmp_
     assert "inference.top_k: expected" in refused(capsys, *arguments, "--inference.top_k", "0")
 
 
+def test_localize_into_a_folder_is_what_goes_into_a_file(world, run, detections, capsys, tmp_path):
+    folder = str(tmp_path / "found")
+    arguments = ["localize", world[0], run, "--out", folder, "--device", "cpu", "--shard-videos", "4"]
+    assert main(arguments) == 0
+    assert f"{folder}: 3 shards of 9 videos" in capsys.readouterr().out
+    assert sorted(path.name for path in Path(folder).glob("part-*")) == [f"part-00000{k}.parquet" for k in range(3)]
+    assert main(["export", folder, "--out", str(tmp_path / "new" / "one.json")]) == 0
+    one, other = (json.loads(Path(path).read_text())["results"] for path in (tmp_path / "new" / "one.json", detections))
+    assert list(one) == list(other)
+    assert [len(found) for found in one.values()] == [len(found) for found in other.values()]
+    capsys.readouterr()
+    scores = []
+    for found in (folder, detections):
+        assert main(["evaluate", found, world[1], "--subset", "validation"]) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] == scores[1]
+    assert main(["plot", folder, "--out", str(tmp_path / "pictures"), "--videos", "validation_00001"]) == 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+    capsys.readouterr()
+    wanted = refused(capsys, *arguments, "--inference.top_k", "7")
+    assert "holds detections of another run: inference.top_k is 100, now 7; give another folder" in wanted
+    assert "x.txt: expected a file name that ends in .json" in refused(capsys, "export", folder, "--out", "x.txt")
+
+
+def test_localize_takes_a_folder_of_joined_archives(world, run, detections, capsys, tmp_path):
+    with open_archive(Path(world[0])) as archive:
+        for name, positions in (("a.h5", range(4)), ("b.h5", range(4, 9))):
+            settings = {"frame_rate": archive.frame_rate, "clip_stride": archive.clip_stride, "origin": archive.origin}
+            with ArchiveWriter(tmp_path / name, dimension=8, dtype="float16", **settings) as writer:
+                for position in positions:
+                    rows, _ = archive.read([position])
+                    writer.add(archive.ids[position], rows, archive.durations[position])
+    join = ["join", str(tmp_path / "a.h5"), str(tmp_path / "b.h5"), "--out", str(tmp_path / "manifest.json")]
+    assert main(join) == 0
+    assert "manifest.json: 9 videos in 2 archives" in capsys.readouterr().out
+    assert main(["localize", str(tmp_path), run, "--out", str(tmp_path / "found.json"), "--device", "cpu"]) == 0
+    assert (tmp_path / "found.json").read_text() == Path(detections).read_text()
+
+
+def test_localize_takes_minimum_scores_by_class(world, run, detections, capsys, tmp_path):
+    thresholds, out = tmp_path / "thresholds.json", tmp_path / "found.json"
+    arguments = ["localize", world[0], run, "--out", str(out), "--device", "cpu", "--thresholds", str(thresholds)]
+    every = json.loads(Path(detections).read_text())["results"]
+    label = next(iter(every.values()))[0]["label"]
+    thresholds.write_text(json.dumps({label: 2}))
+    assert main(arguments) == 0
+    found = json.loads(out.read_text())["results"]
+    assert found == {name: [row for row in rows if row["label"] != label] for name, rows in every.items()}
+    capsys.readouterr()
+    for content, message in (("{", "not a JSON file"), ("[]", "expected an object"), ('{"a": "b"}', "a finite score")):
+        thresholds.write_text(content)
+        assert f"thresholds.json: {message}" in refused(capsys, *arguments).replace("'a': expected ", "")
+    thresholds.write_text('{"nothing": 0.5}')
+    assert "thresholds: 'nothing' is none of the 2 classes" in refused(capsys, *arguments)
+
+
 def test_localize_takes_durations_of_the_annotations_where_the_archive_has_none(world, run, capsys, tmp_path):
     with open_archive(Path(world[0])) as archive, ArchiveWriter(tmp_path / "bare.h5", dimension=8) as writer:
         for position, video_id in enumerate(archive.ids):
