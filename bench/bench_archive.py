@@ -3,8 +3,9 @@
 python -m pytest bench/bench_archive.py
 
 Wall time, because the archive reads with several threads. The page cache is warm: this is what the layouts and their
-readers cost, not the disk. The archive joins the rows of a batch in new memory; the sequential read goes into one
-block again and again, the least that reading can cost; the others hand out one array a video.
+readers cost, not the disk. The archive joins the rows of a batch, in new memory or in memory that is kept, as
+localization does; the sequential read goes into one block again and again, the least that reading can cost; the others
+hand out one array a video.
 """
 
 import functools
@@ -26,7 +27,13 @@ CASES = {  # videos, mean rows of one, dimension
 }
 BATCH = 32
 BLOCK_BYTES = 1 << 24
-WAYS = ("ahernet", "sequential read of the rows", "HDF5 group per video, h5py", "folder of .npy, np.load")
+WAYS = (
+    "ahernet",
+    "ahernet, into kept memory",
+    "sequential read of the rows",
+    "HDF5 group per video, h5py",
+    "folder of .npy, np.load",
+)
 
 
 class WallContest(Contest):
@@ -66,6 +73,15 @@ def write(folder, videos, mean_rows, dimension):
 def from_archive(archive, order):
     for start in range(0, len(order), BATCH):
         yield archive.read(order[start : start + BATCH])[0]
+
+
+def into_kept_memory(archive, order):
+    lengths = archive.lengths
+    kept = np.empty((BATCH * int(lengths.max()), archive.dimension), archive.dtype)
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        first, last = np.zeros(len(batch), np.int64), lengths[batch]
+        yield archive.read_spans(batch, first, last, lambda shape, _: kept[: shape[0]])[0]
 
 
 def from_block(file, start, size):
@@ -110,14 +126,15 @@ def contest(request, tmp_path_factory):
         order = np.random.default_rng(1).permutation(len(archive)).tolist()
         in_order = {
             "ahernet": functools.partial(from_archive, archive, order),
+            "ahernet, into kept memory": functools.partial(into_kept_memory, archive, order),
             "HDF5 group per video, h5py": functools.partial(from_groups, groups, order),
             "folder of .npy, np.load": functools.partial(from_npy, folder / "npy", order),
         }
         sequential = functools.partial(from_block, plain, start, size)
         assert len({checksum(read()) for read in in_order.values()}) == 1
         assert checksum(sequential()) == checksum(from_archive(archive, range(len(archive))))
-        readers = {"ahernet": in_order.pop("ahernet"), "sequential read of the rows": sequential, **in_order}
-        ways = {name: functools.partial(drain, read) for name, read in readers.items()}
+        readers = {**in_order, "sequential read of the rows": sequential}
+        ways = {name: functools.partial(drain, readers[name]) for name in WAYS}
         sizes = {"videos": len(archive), "bytes": size, "batch": BATCH, "page cache": "warm", "clock": "wall"}
         yield WallContest(f"read archive, {request.param}", sizes, ways)
     for file in (folder / "npy").iterdir():
