@@ -17,7 +17,7 @@ class ForeignFeatures(NamedTuple):
     frames: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class ForeignVideo:
     """One video of a foreign source.
 
