@@ -1,6 +1,7 @@
 """Training data: what of an archive and its annotations is usable, and batches of it in a fixed order."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ from ahernet.video_time import seconds_to_unit
 
 NAMED = 5
 SHARE_STREAM = 4  # of random numbers
+UNKNOWN = -1  # label of what is none of the classes
 
 
 @dataclass(frozen=True)
@@ -180,45 +182,44 @@ def build_training_set(
     if len(set(names)) != len(names):
         raise UserError("classes: a name occurs twice")
     number = {name: label for label, name in enumerate(names)}
-    places = match_video_ids(list(annotations.videos), archive.ids)
-    left_out = _LeftOut([], [], [], [], [], [])
-    positions: list[int] = []
-    kept: list[tuple[NDArray[np.float64], list[int]]] = []
-    for video_id, video in annotations.videos.items():
-        if video_id not in places:
-            left_out.without_features.append(video_id)
-            continue
-        position = archive.position(places[video_id])
-        duration = _duration(float(archive.durations[position]), video.duration)
-        if duration is None:
-            left_out.without_duration.append(video_id)
-            continue
-        segments, labels = _usable_segments(video, duration, number, left_out)
-        if not labels:
-            left_out.without_segments.append(video_id)
-            continue
-        positions.append(position)
-        kept.append((segments, labels))
+    found = _find_videos(archive, annotations)
+    videos, durations = found.videos, np.array(found.durations)
+    # All segments of all videos at once: there may be very many videos, each with a segment or two.
+    owner = np.repeat(np.arange(len(videos)), np.array([len(video.labels) for video in videos], np.int64))
+    segments = np.concatenate([np.empty((0, 2)), *(video.segments for video in videos)])
+    names_of = [label for video in videos for label in video.labels]
+    labels = np.array([number.get(label, UNKNOWN) for label in names_of], np.int64)
+    unit = seconds_to_unit(segments, durations[owner])
+    known, has_length = labels != UNKNOWN, unit[:, 1] > unit[:, 0]
+    used = known & has_length
+    cut = used & ((segments[:, 0] < 0) | (segments[:, 1] > durations[owner]))
+    counts = np.bincount(owner[used], minlength=len(videos))
+
+    def spans(rows: NDArray[np.bool_]) -> tuple[tuple[str, float, float], ...]:
+        chosen = np.flatnonzero(rows)
+        ids = [videos[video].video_id for video in owner[chosen]]
+        return tuple((video_id, *segment) for video_id, segment in zip(ids, segments[chosen].tolist(), strict=True))
+
     summary = TrainingSummary(
         len(annotations.videos),
-        len(positions),
-        sum(len(labels) for _, labels in kept),
-        tuple(left_out.without_features),
-        tuple(left_out.without_duration),
-        tuple(left_out.without_segments),
-        tuple(left_out.unknown_classes),
-        tuple(left_out.empty_segments),
-        tuple(left_out.cut_segments),
+        int((counts > 0).sum()),
+        int(used.sum()),
+        tuple(found.without_features),
+        tuple(found.without_duration),
+        tuple(videos[video].video_id for video in np.flatnonzero(counts == 0)),
+        tuple((videos[owner[row]].video_id, names_of[row]) for row in np.flatnonzero(~known)),
+        spans(known & ~has_length),
+        spans(cut),
     )
-    if not positions:
+    if not used.any():
         raise UserError(f"{annotations.source}: no video can be trained on with {archive.path}; {summary.describe()}")
     return TrainingSet(
         archive,
         names,
-        np.array(positions, np.int64),
-        np.concatenate([segments for segments, _ in kept]).astype(np.float32),
-        np.array([label for _, labels in kept for label in labels], np.int64),
-        np.concatenate([[0], np.cumsum([len(labels) for _, labels in kept])]).astype(np.int64),
+        np.array(found.positions, np.int64)[counts > 0],
+        unit[used].astype(np.float32),
+        labels[used],
+        np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64),
         summary,
     )
 
@@ -238,13 +239,32 @@ def batch_members(seed: int, iteration: int, batch_size: int, count: int, stream
     return members
 
 
-class _LeftOut(NamedTuple):
+class _Found(NamedTuple):
+    """Videos with features and a duration, their places in the archive, and the ids of those that miss either."""
+
+    videos: list[VideoAnnotations]
+    positions: list[int]
+    durations: list[float]
     without_features: list[str]
     without_duration: list[str]
-    without_segments: list[str]
-    unknown_classes: list[tuple[str, str]]
-    empty_segments: list[tuple[str, float, float]]
-    cut_segments: list[tuple[str, float, float]]
+
+
+def _find_videos(archive: FeatureArchive, annotations: Annotations) -> _Found:
+    places = match_video_ids(list(annotations.videos), archive.ids)
+    found = _Found([], [], [], [], [])
+    for video_id, video in annotations.videos.items():
+        if video_id not in places:
+            found.without_features.append(video_id)
+            continue
+        position = archive.position(places[video_id])
+        duration = _duration(float(archive.durations[position]), video.duration)
+        if duration is None:
+            found.without_duration.append(video_id)
+            continue
+        found.videos.append(video)
+        found.positions.append(position)
+        found.durations.append(duration)
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -254,30 +274,9 @@ def _permutation(seed: int, epoch: int, count: int, stream: int) -> NDArray[np.i
 
 def _duration(of_archive: float, of_annotations: float) -> float | None:
     for duration in (of_archive, of_annotations):
-        if np.isfinite(duration) and duration > 0:
+        if 0 < duration < math.inf:
             return duration
     return None
-
-
-def _usable_segments(
-    video: VideoAnnotations, duration: float, number: dict[str, int], left_out: _LeftOut
-) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the segments in [0, 1] and labels that can be used; note the others in `left_out`."""
-    unit = seconds_to_unit(video.segments, duration)
-    keep: list[int] = []
-    labels: list[int] = []
-    for row, label in enumerate(video.labels):
-        start, end = (float(second) for second in video.segments[row])
-        if label not in number:
-            left_out.unknown_classes.append((video.video_id, label))
-        elif not unit[row, 1] > unit[row, 0]:
-            left_out.empty_segments.append((video.video_id, start, end))
-        else:
-            if start < 0 or end > duration:
-                left_out.cut_segments.append((video.video_id, start, end))
-            keep.append(row)
-            labels.append(number[label])
-    return unit[keep], labels
 
 
 def _spans(segments: Sequence[tuple[str, float, float]]) -> list[str]:
