@@ -26,6 +26,7 @@ EXPANSION = 4
 KINDS = "ABC"
 P3D_199 = (3, 8, 36, 3)
 RESIDUAL_SCALE = 0.2
+FIRST_VARIANCE = {"caffe": 1e4, "port": 2.0}  # of what the untrained first convolution gives for pictures
 
 
 class PseudoBottleneck(nn.Module):
@@ -167,7 +168,10 @@ class P3D(nn.Module):
         return F.max_pool3d(x, (2, 3, 3), stride=2, ceil_mode=True)
 
     def _initialize(self) -> None:
-        # Fifty residual sums of full size would take an untrained network beyond half precision.
+        # Untrained, features should still be of the size that features have: the scale of the input is taken out as
+        # trained normalisations do, and fifty residual sums do not add up at full size.
+        assert self.bn1.running_var is not None
+        nn.init.constant_(self.bn1.running_var, FIRST_VARIANCE[self.variant])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
