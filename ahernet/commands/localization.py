@@ -72,6 +72,11 @@ def _add_localize(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=int, metavar="NUMBER", help="that share the shards of a folder, a GPU each (default: 1)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        help="what runs the processes of a folder: this machine, or the Ray cluster at RAY_ADDRESS (default: local)",
+    )
     add_settings(parser, ["inference"])
 
 
@@ -79,7 +84,7 @@ def _run_localize(parsed: Namespace) -> None:
     if parsed.subset is not None and parsed.annotations is None:
         raise UserError("localize: --subset needs --annotations, the file that says which videos it has")
     if parsed.out.name.lower().endswith(SUFFIXES):
-        for name in ("shard_videos", "shard_format", "processes"):
+        for name in ("shard_videos", "shard_format", "processes", "engine"):
             if parsed[name] is not None:
                 option = name.replace("_", "-")
                 raise UserError(f"localize: --{option} is for a folder of shards, --out names a file: {parsed.out}")
@@ -130,6 +135,7 @@ def _localize_into_folder(parsed: Namespace) -> None:
 
     from ahernet.checkpoint import load_checkpoint
     from ahernet.data.detections_parquet import require_parquet
+    from ahernet.inference.ray_engine import on_ray
     from ahernet.inference.shards import ShardedJob, localize_shards
 
     suffix = f".{(parsed.shard_format or 'parquet').removeprefix('.')}"
@@ -152,7 +158,9 @@ def _localize_into_folder(parsed: Namespace) -> None:
         suffix,
         parsed.on_error,
     )
-    result = localize_shards(job, device=parsed.device, processes=parsed.processes or 1)
+    result = localize_shards(
+        job, device=parsed.device, processes=parsed.processes or 1, engine=on_ray if parsed.engine == "ray" else None
+    )
     if result.without_features:
         print(_without_features(len(durations or ()), result.without_features), file=sys.stderr)
     if result.skipped:

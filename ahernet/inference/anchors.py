@@ -10,11 +10,16 @@ from ahernet.inference.network import channels_last, class_logits
 from ahernet.inference.step import Candidates, Step
 from ahernet.model.localizer import Localizer, Outputs
 
+# The logits of a video then fill a megabyte in bfloat16, five times what its feature maps do: from here on they are
+# worth computing tile by tile, in a kernel that keeps the best class of each cell alone.
+MANY_CLASSES = 2000
+
 
 class AnchorStep(Step):
     """Decode, score and suppress the anchors of all scales.
 
-    The weight transfer is evaluated here, on construction: the step holds its result only.
+    The weight transfer is evaluated here, on construction: the step holds its result only. Of `MANY_CLASSES` or more
+    no logits are in memory, unless the score needs the probabilities of all classes.
     """
 
     anchors: Tensor
@@ -28,12 +33,28 @@ class AnchorStep(Step):
         self.heads = channels_last(model.heads).to(self.precision)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
+        self.keeps_logits = config.class_score != "anchor" or len(self.biases[0]) < MANY_CLASSES
 
     def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
         """Return all anchors; arguments as `Step.forward`."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
-        logits = class_logits(maps, self.class_weights)
-        return Candidates(*self.scored(Outputs(logits, *self.heads(maps))), finite)
+        return Candidates(*self.scored_maps(maps), finite)
+
+    def scored_maps(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return segments, scores and labels of all anchors of feature maps."""
+        if self.keeps_logits:
+            return self.scored(Outputs(class_logits(maps, self.class_weights), *self.heads(maps)))
+        probability, labels = kernels.classify(maps, *self.class_weights)
+        offsets, overlaps = self.heads(maps)
+        return kernels.decode_classified(
+            probability,
+            labels,
+            offsets,
+            overlaps,
+            self.anchors,
+            self.model_config.centre_scale,
+            self.model_config.width_scale,
+        )
 
     def scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments, scores and labels of all anchors."""

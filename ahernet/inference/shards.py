@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ahernet.checkpoint import load_checkpoint
 from ahernet.config import InferenceConfig
@@ -104,15 +105,25 @@ class ShardedResult:
     without_features: tuple[str, ...]
 
 
+Engine = Callable[[ShardedJob, Sequence[Shard], str, int, "tqdm[Any]"], None]
+"""Completes shards of a job, given the device, how many processes may share the work, and a bar that counts videos."""
+
+
 def localize_shards(
-    job: ShardedJob, *, device: str = "auto", processes: int = 1, progress: bool = True
+    job: ShardedJob,
+    *,
+    device: str = "auto",
+    processes: int = 1,
+    engine: Engine | None = None,
+    progress: bool = True,
 ) -> ShardedResult:
     """Localize actions in the videos of an archive into a folder of shards; shards that are there are kept.
 
     Args:
         job: what, how and where.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        processes: that share the work on this machine; with "auto" and GPUs each takes the next GPU.
+        processes: that share the work; with "auto" and GPUs each takes the next GPU.
+        engine: what shares the work; `on_this_machine` by default.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -122,10 +133,8 @@ def localize_shards(
     pending = [shard for shard in shards if not shard.path.exists()]
     with progress_bar(_videos(shards), progress) as bar:
         bar.update(_videos(shards) - _videos(pending))
-        if pending and processes == 1:
-            work_on(job, pending, device, bar)
-        elif pending:
-            _share(job, pending, device, min(processes, len(pending)), bar)
+        if pending:
+            (engine or on_this_machine)(job, pending, device, min(processes, len(pending)), bar)
     unfinished = sum(not shard.path.exists() for shard in shards)
     if not unfinished:
         (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
@@ -140,8 +149,7 @@ def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
         UserError: an archive or the network cannot be read or they do not fit, no video is chosen, or the folder holds
             detections of another run.
     """
-    checkpoint = load_checkpoint(job.checkpoint)
-    ready = ReadyLocalizer(checkpoint, job.config, classes=job.classes, minimum_scores=job.minimum_scores, device="cpu")
+    ready = make_ready(job, "cpu")
     pieces: list[tuple[Path, int, int]] = []
     described = []
     missing = dict.fromkeys(job.durations or ())
@@ -159,7 +167,7 @@ def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
     names = shard_names(len(pieces), job.suffix)
     manifest = {
         "archives": described,
-        "checkpoint": checkpoint.digest,
+        "checkpoint": ready.checkpoint.digest,
         "classes": list(ready.classes),
         "inference": asdict(ready.config),
         "minimum_scores": dict(job.minimum_scores),
@@ -176,19 +184,27 @@ def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
     return shards, tuple(missing)
 
 
-def work_on(job: ShardedJob, shards: Sequence[Shard], device: str, bar: Any) -> None:
-    """Localize in the shards that are neither there nor taken by another process.
+def make_ready(job: ShardedJob, device: str) -> ReadyLocalizer:
+    """Return the network of a job on a device.
 
     Raises:
-        UserError: as `localize`.
+        UserError: as `load_checkpoint` and `ReadyLocalizer`.
     """
-    ready = ReadyLocalizer(
+    return ReadyLocalizer(
         load_checkpoint(job.checkpoint),
         job.config,
         classes=job.classes,
         minimum_scores=job.minimum_scores,
         device=device,
     )
+
+
+def work_on(job: ShardedJob, ready: ReadyLocalizer, shards: Sequence[Shard], bar: "tqdm[Any]") -> None:
+    """Localize in the shards that are neither there nor taken by another process.
+
+    Raises:
+        UserError: as `localize`.
+    """
     with _claims(job.folder) as claim, ExitStack() as opened:
         chosen: _Chosen | None = None
         for shard in shards:
@@ -202,7 +218,7 @@ def work_on(job: ShardedJob, shards: Sequence[Shard], device: str, bar: Any) -> 
                 _complete(job, ready, chosen, shard, bar)
 
 
-def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: Any) -> None:
+def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: "tqdm[Any]") -> None:
     """Localize in the videos of a shard and give it its name."""
     for left in job.folder.glob(f".part-{shard.number:06d}.*.tmp"):  # of a process that was killed
         left.unlink(missing_ok=True)
@@ -231,8 +247,15 @@ def _choose(archive: FeatureArchive, job: ShardedJob) -> _Chosen:
     return _Chosen(archive, positions, {here: job.durations[name] for name, here in found.items()}, tuple(found))
 
 
-def _share(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: Any) -> None:
-    """Let several processes work on the shards, and watch what they finish."""
+def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: "tqdm[Any]") -> None:
+    """Let processes of this machine share the shards, and watch what they finish; see `Engine`.
+
+    Raises:
+        UserError: as `localize`; a process died, so that shards are missing.
+    """
+    if processes == 1:
+        work_on(job, make_ready(job, device), shards, bar)
+        return
     context = get_context("spawn")
     gpus = torch.cuda.device_count() if device == "auto" else 0
     workers: list[SpawnProcess] = []
@@ -268,7 +291,7 @@ def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str, process
     torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
     try:
         with progress_bar(_videos(shards), shown=False) as bar:
-            work_on(job, shards, device, bar)
+            work_on(job, make_ready(job, device), shards, bar)
     except UserError as error:
         print(f"ahernet: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -277,7 +300,7 @@ def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str, process
 
 
 @contextmanager
-def _claims(folder: Path) -> Iterator[Any]:
+def _claims(folder: Path) -> Iterator[Callable[[int], AbstractContextManager[bool]]]:
     """Give what takes a shard: a context that says whether it is ours, until it ends or this process does."""
     descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o666)
 

@@ -20,7 +20,7 @@ from ahernet.data.detection_shards import load_detections
 from ahernet.data.detections_parquet import read_parquet
 from ahernet.errors import UserError
 from ahernet.inference.localize import localize
-from ahernet.inference.shards import ShardedJob, _claims, localize_shards, plan, work_on
+from ahernet.inference.shards import ShardedJob, _claims, localize_shards, make_ready, plan, work_on
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
 CONFIG = InferenceConfig(batch_size=2, top_k=9)
@@ -233,7 +233,7 @@ def test_memory_is_given_back_between_archive_files(job, monkeypatch):
     from tqdm import tqdm
 
     with tqdm(disable=True) as bar, torch.inference_mode():
-        work_on(job, shards, "cpu", bar)
+        work_on(job, make_ready(job, "cpu"), shards, bar)
     assert opened == closed == ["a.h5", "b.h5"]
 
 
