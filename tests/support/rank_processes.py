@@ -136,7 +136,7 @@ def _upset(upset: str, rank: str, iteration: int, folder: Path) -> None:
         once = folder.with_name(f"{folder.name}.killed.{iteration}")
         if not once.exists():
             once.touch()
-            threading.Timer(random.random() * 0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            threading.Timer(random.random() * 0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 def _make_unreadable(archive: FeatureArchive) -> None:

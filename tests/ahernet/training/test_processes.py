@@ -11,16 +11,16 @@ from training_worlds import same_states, same_weights, small_config, train_in
 from ahernet.checkpoint import load_checkpoint
 from ahernet.training.loss_log import read_loss_log
 
-SAVED_EVERY = 4
+SAVED_EVERY = 3
 
 
 def _config(run, **method):
-    phases = {"pretrain_iterations": 3, "context_iterations": 2} if run == "aher" else {}
+    phases = {"pretrain_iterations": 2, "context_iterations": 1} if run == "aher" else {}
     return small_config(
         run,
         method=phases | method,
         # Of 5 videos two processes have 2 and 3.
-        training={"batch_size": 5, "iterations": 9, "checkpoint_every": SAVED_EVERY, "average": 0.9},
+        training={"batch_size": 5, "iterations": 5, "checkpoint_every": SAVED_EVERY, "average": 0.9},
     )
 
 
@@ -83,15 +83,15 @@ def test_all_processes_end_with_the_same_bits_and_the_first_alone_speaks(togethe
     assert len(second) == 64  # the hash, and nothing before it
     assert first.endswith(second)
     assert "trains on 8 segments" in first
-    assert "14/14" in first
+    assert "8/8" in first
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_iteration_with_a_checkpoint(place, folder, together):
     run = folder / "terminated"
-    assert train_in_processes(2, place, run, _config("aher"), "terminated:1:6") == [3, 3]
+    assert train_in_processes(2, place, run, _config("aher"), "terminated:1:4") == [3, 3]
     for rank in range(2):
-        assert _said(run, rank).startswith("KeyboardInterrupt: stopped after iteration 7; ")
-    assert torch.load(run / "training_state.pt", weights_only=True)["iteration"] == 7
+        assert _said(run, rank).startswith("KeyboardInterrupt: stopped after iteration 5; ")
+    assert torch.load(run / "training_state.pt", weights_only=True)["iteration"] == 5
     assert load_checkpoint(run).classes
     assert train_in_processes(2, place, run, _config("aher"), resume=True) == [0, 0]
     assert same_states(run, together)
@@ -108,15 +108,15 @@ def test_what_one_process_cannot_read_stops_all_with_its_message(place, folder):
 
 def test_a_process_that_is_gone_ends_the_others(place, folder):
     run = folder / "gone"
-    assert train_in_processes(2, place, run, _config("aher"), "killed:1:6") == [3, -9]
+    assert train_in_processes(2, place, run, _config("aher"), "killed:1:4") == [3, -9]
     assert _said(run, 0).startswith("UserError: lost another of the 2 processes of this run (")
-    assert torch.load(run / "training_state.pt", weights_only=True)["iteration"] == SAVED_EVERY
+    assert torch.load(run / "training_state.pt", weights_only=True)["iteration"] % SAVED_EVERY == 0
 
 
 def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(place, folder, together):
     run = folder / "elastic"
-    assert train_elastically(place, run, _config("aher"), "killed:1:6") == 0
-    assert (folder / "elastic.killed.6").exists()
+    assert train_elastically(place, run, _config("aher"), "killed:1:4") == 0
+    assert (folder / "elastic.killed.4").exists()
     assert same_states(run, together)
     assert same_weights(run, together)
     assert read_loss_log(run / "losses.jsonl") == read_loss_log(together / "losses.jsonl")
@@ -126,7 +126,7 @@ def test_a_run_killed_at_any_moment_of_any_phase_ends_with_the_same_bytes(world,
     """Parameters, their average, all that the optimizer keeps, the log: every file of the run."""
     straight, killed = folder / "straight", folder / "killed"
     train_in(world, straight, _config("aher"))
-    kills = [random.randrange(*between) for between in ((0, 4), (4, 8), (9, 12))]
+    kills = [random.randrange(*between) for between in ((0, 3), (3, 6), (6, 7))]
     for iteration in kills:
         process = start_processes(
             train_upset, [(place, killed, _config("aher"), f"killed:0:{iteration}", {"resume": True})]
