@@ -36,6 +36,12 @@ def _add_extract(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=4, metavar="VIDEOS", help="decoded at a time (default: 4)")
     parser.add_argument(
+        "--decode-on",
+        default="cpu",
+        metavar="NAME",
+        help="cpu, or a device that FFmpeg decodes on, such as cuda (default: cpu)",
+    )
+    parser.add_argument(
         "--arithmetic", choices=("float32", "bfloat16"), default="float32", help="of the network (default: float32)"
     )
     parser.add_argument(
@@ -63,8 +69,9 @@ def _run_extract(parsed: Namespace) -> None:
     from ahernet.extraction.backbones import find_backbone
     from ahernet.extraction.extract import ExtractionSettings, extract
     from ahernet.extraction.network import ClipNetwork
-    from ahernet.extraction.pyav_decoder import open_with_pyav
+    from ahernet.extraction.pyav_decoder import PyAVDecoder
 
+    decoder = PyAVDecoder(None if parsed.decode_on == "cpu" else parsed.decode_on)
     network = ClipNetwork(find_backbone(parsed.backbone), parsed.weights, parsed.device, parsed.arithmetic)
     if parsed.weights is None:
         print(
@@ -80,7 +87,7 @@ def _run_extract(parsed: Namespace) -> None:
         on_error=parsed.on_error,
     )
     make_folder(parsed.out.parent)
-    print(extract(videos, parsed.out, network, open_with_pyav, settings))
+    print(extract(videos, parsed.out, network, decoder, settings))
 
 
 COMMANDS = {

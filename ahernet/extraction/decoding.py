@@ -67,7 +67,7 @@ class ClipDecoder:
         """Yield the clips of a video, then its end; a failure at any point, instead of the rest."""
         number = -1
         try:
-            with self.decoder(path, self.framing) as video:
+            with self.decoder.open(path, self.framing) as video:
                 clock = _Clock(video)
                 for number, frames in enumerate(clips_of(clock.pictures(), self.clip_length, self.stride)):
                     yield DecodedClip(video_id, number, frames)

@@ -120,7 +120,7 @@ def extract(
         network.backbone.clip_length,
         settings.clip_stride,
     )
-    origin = {"ahernet extract": {**network.describe(), "clip_stride": settings.clip_stride}}
+    origin = {"ahernet extract": {**network.describe(), "clip_stride": settings.clip_stride, "decoder": decoder.name}}
     computed = {"batch_size": settings.batch_size, "device": network.device.type}
     skipped: dict[str, str] = {}
     with open_journal(
@@ -227,7 +227,7 @@ def _expected_clips(videos: Mapping[str, Path], decode: ClipDecoder) -> dict[str
     expected: dict[str, float] = {}
     for video_id in list(videos)[:: max(1, len(videos) // PROBED)]:
         expected[video_id] = 0
-        with suppress(UserError), decode.decoder(videos[video_id], decode.framing) as video:
+        with suppress(UserError), decode.decoder.open(videos[video_id], decode.framing) as video:
             frames = video.declared_frames or video.declared_duration * video.declared_rate
             if not math.isnan(frames):
                 expected[video_id] = clip_count(round(frames), decode.clip_length, decode.stride)

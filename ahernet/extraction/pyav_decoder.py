@@ -13,6 +13,7 @@ from ahernet.extraction.video import Frame, Framing
 
 try:
     import av
+    import av.codec.hwaccel
     from av.video.reformatter import VideoReformatter
 except ImportError as missing:
     raise UserError("extract: needs PyAV; install it with pip install 'ahernet[video]'") from missing
@@ -77,29 +78,57 @@ class PyAVVideo:
         return np.rot90(middle, round(frame.rotation / 90))
 
 
-@contextmanager
-def open_with_pyav(path: Path, framing: Framing) -> Iterator[PyAVVideo]:
-    """Open a video file for decoding; only this file is read, whatever it refers to.
+class PyAVDecoder:
+    """The `Decoder` in use.
+
+    Args:
+        hardware: "cuda" or what else FFmpeg calls a device that decodes; None to decode on the CPU. Videos that
+            the device cannot decode are decoded on the CPU; frames are made small there in any case.
 
     Raises:
-        UserError: it is empty, no video, or of a kind that cannot be decoded. The message does not name it.
+        UserError: FFmpeg knows no such device.
     """
-    try:
-        if not path.stat().st_size:
-            raise UserError("the file is empty")
-        # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(f"not a readable video ({error.strerror})") from error
-    with container:
-        if PLAYLISTS & set(container.format.name.split(",")):
-            raise UserError(f"a list of other files ({container.format.name}), expected a video")
-        stream = _moving_pictures(container)
-        if stream.width * stream.height > MOST_PIXELS:
-            raise UserError(f"frames of {stream.width} x {stream.height} pixels, at most {MOST_PIXELS:,} pixels")
-        stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # frames may be larger than the header says
-        yield PyAVVideo(container, stream, framing)
+
+    def __init__(self, hardware: str | None = None) -> None:
+        self.name = "pyav" if hardware is None else f"pyav {hardware}"
+        self._hardware = hardware
+        if hardware is not None:
+            known = av.codec.hwaccel.hwdevices_available()
+            if hardware not in known:
+                raise UserError(f"extract: --decode-on: expected cpu or one of {', '.join(known)}, got {hardware!r}")
+
+    @contextmanager
+    def open(self, path: Path, framing: Framing) -> Iterator[PyAVVideo]:
+        """Open a video file for decoding; only this file is read, whatever it refers to.
+
+        Raises:
+            UserError: it is empty, no video, or of a kind that cannot be decoded. The message does not name it.
+        """
+        with self._open_container(path) as container:
+            if PLAYLISTS & set(container.format.name.split(",")):
+                raise UserError(f"a list of other files ({container.format.name}), expected a video")
+            stream = _moving_pictures(container)
+            if stream.width * stream.height > MOST_PIXELS:
+                raise UserError(f"frames of {stream.width} x {stream.height} pixels, at most {MOST_PIXELS:,} pixels")
+            stream.thread_type = "AUTO"
+            # frames may be larger than the header says
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+            yield PyAVVideo(container, stream, framing)
+
+    def _open_container(self, path: Path) -> Any:
+        try:
+            if not path.stat().st_size:
+                raise UserError("the file is empty")
+            # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
+            return av.open(
+                f"file:{path}",
+                options={"protocol_whitelist": "file"},
+                metadata_errors="replace",
+                hwaccel=self._hardware and av.codec.hwaccel.HWAccel(self._hardware),
+            )
+        except (OSError, av.FFmpegError) as error:
+            where = f" on {self._hardware}" if self._hardware else ""
+            raise UserError(f"not a readable video{where} ({error.strerror})") from error
 
 
 def _seconds(container: Any, stream: Any) -> float:

@@ -1,11 +1,11 @@
 """What a decoder of videos gives: frames in the order of presentation, and what the file says about itself.
 
-Another decoder plugs in here: a `Decoder` is any function that opens a file as an `OpenVideo`.
-`pyav_decoder` has the one in use.
+Another decoder plugs in here: a `Decoder` is anything that opens a file as an `OpenVideo`. The one in use is in
+`pyav_decoder`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,13 @@ class OpenVideo(Protocol):
         """Yield every frame once, in the order of presentation; a file that breaks off ends the frames."""
 
 
-Decoder = Callable[[Path, Framing], AbstractContextManager[OpenVideo]]
-"""Opens a file. Raises UserError, without the file's name, for what is no video."""
+class Decoder(Protocol):
+    """Opens files; `name` is what archives remember of it."""
+
+    name: str
+
+    def open(self, path: Path, framing: Framing) -> AbstractContextManager[OpenVideo]:
+        """Open a file. Raises UserError, without the file's name, for what is no video."""
 
 
 def duration_of(frames: int, first: float, last: float, rate: float) -> float:

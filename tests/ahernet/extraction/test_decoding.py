@@ -10,14 +10,14 @@ from small_videos import brightness, write_video
 
 from ahernet.errors import UserError
 from ahernet.extraction.decoding import ClipDecoder, DecodedClip, DecodedVideo, FailedVideo, decode_ahead
-from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Frame, Framing
 
 FRAMING = Framing(20, 16)
 
 
 class Scripted:
-    """A decoder of another make: a file's name says how many frames it has, and after which it fails."""
+    """An open video of another make: the file's name says how many frames it has, and after which it fails."""
 
     declared_duration = declared_rate = float("nan")
     damaged = 0
@@ -34,9 +34,12 @@ class Scripted:
             yield Frame(number / 10, np.full((16, 16, 3), number, np.uint8))
 
 
-@contextmanager
-def scripted(path: Path, framing: Framing):
-    yield Scripted(path)
+class ScriptedDecoder:
+    name = "scripted"
+
+    @contextmanager
+    def open(self, path: Path, framing: Framing):
+        yield Scripted(path)
 
 
 def clips_by(decoder, stride=8) -> ClipDecoder:
@@ -44,7 +47,7 @@ def clips_by(decoder, stride=8) -> ClipDecoder:
 
 
 def test_a_video_gives_its_clips_and_then_its_end(tmp_path):
-    events = list(clips_by(open_with_pyav)("v", write_video(tmp_path / "v.mp4", 30)))
+    events = list(clips_by(PyAVDecoder())("v", write_video(tmp_path / "v.mp4", 30)))
     assert [event.number for event in events[:-1]] == [0, 1, 2]
     for clip in events[:-1]:
         levels = [brightness(min(clip.number * 8 + k, 29)) for k in range(16)]
@@ -55,18 +58,18 @@ def test_a_video_gives_its_clips_and_then_its_end(tmp_path):
 
 
 def test_another_decoder_plugs_in_and_failures_end_a_video():
-    events = list(clips_by(scripted)("v", Path("40-33.x")))
+    events = list(clips_by(ScriptedDecoder())("v", Path("40-33.x")))
     assert [type(event) for event in events] == [DecodedClip, DecodedClip, DecodedClip, FailedVideo]
     assert events[-1] == FailedVideo("v", "broken")
-    assert list(clips_by(scripted)("v", Path("0.x"))) == [FailedVideo("v", "no frame of it can be decoded")]
+    assert list(clips_by(ScriptedDecoder())("v", Path("0.x"))) == [FailedVideo("v", "no frame of it can be decoded")]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_give_every_event_once_and_those_of_a_video_in_order(workers):
     videos = [(f"v{k}", Path(f"{10 * k}{'-5' if k == 4 else ''}.x")) for k in range(1, 9)]
-    with decode_ahead(clips_by(scripted), videos, workers, ahead=2) as events:
+    with decode_ahead(clips_by(ScriptedDecoder()), videos, workers, ahead=2) as events:
         got = list(events)
-    expected = {video_id: list(clips_by(scripted)(video_id, path)) for video_id, path in videos}
+    expected = {video_id: list(clips_by(ScriptedDecoder())(video_id, path)) for video_id, path in videos}
     for video_id, wanted in expected.items():
         mine = [event for event in got if event.video_id == video_id]
         assert [(type(event), getattr(event, "number", None)) for event in mine] == [
@@ -91,7 +94,7 @@ def test_no_more_is_decoded_than_may_wait():
 
 def test_leaving_early_stops_the_threads_and_unforeseen_errors_come_through():
     def decode(video_id, path):
-        yield from clips_by(scripted)(video_id, path)
+        yield from clips_by(ScriptedDecoder())(video_id, path)
         if video_id == "bad":
             raise ZeroDivisionError
 

@@ -17,7 +17,7 @@ from ahernet.extraction.decoding import ClipDecoder
 from ahernet.extraction.extract import ExtractionSettings, extract
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.p3d import P3D
-from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Framing
 from ahernet.extraction.video_features import extract_videos
 
@@ -36,7 +36,7 @@ def network_of(backbone=TINY, weights=None) -> ClipNetwork:
 
 
 def run(videos, out, network=None, settings=QUICK):
-    return extract(videos, out, network or network_of(), open_with_pyav, settings, progress=False)
+    return extract(videos, out, network or network_of(), PyAVDecoder(), settings, progress=False)
 
 
 def features_of(path: Path) -> dict[str, np.ndarray]:
@@ -61,6 +61,7 @@ def test_every_video_has_the_rows_of_its_clips_in_order(videos, tmp_path):
     assert origin["backbone"] == "means"
     assert origin["clip_length"] == 16
     assert origin["clip_stride"] == 8
+    assert origin["decoder"] == "pyav"
     assert origin["preprocessing"]["side"] == SIDE
     assert "for testing the pipeline only" in origin["weights"]
 
@@ -84,7 +85,7 @@ SMALL_P3D = replace(
 def test_features_are_the_same_bits_alone_and_in_any_company(backbone, batch_size, videos):
     network = network_of(backbone)
     framing = Framing(backbone.preprocessing.resize, backbone.preprocessing.side)
-    decode = ClipDecoder(open_with_pyav, framing, 16, 8)
+    decode = ClipDecoder(PyAVDecoder(), framing, 16, 8)
 
     def features(*names: str, workers: int) -> dict[str, np.ndarray]:
         done = extract_videos([(name, videos[name]) for name in names], network, decode, batch_size, workers)
@@ -199,7 +200,7 @@ from small_videos import TINY, MeansOfFrames
 from dataclasses import replace
 from ahernet.extraction.extract import ExtractionSettings, extract
 from ahernet.extraction.network import ClipNetwork
-from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.pyav_decoder import PyAVDecoder
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -214,7 +215,7 @@ class Slow(MeansOfFrames):
 def run(name):
     network = ClipNetwork(replace(TINY, build=Slow), None, "cpu", "float32")
     settings = ExtractionSettings(batch_size=2, workers=2)
-    extract(videos, folder / name, network, open_with_pyav, settings, progress=False)
+    extract(videos, folder / name, network, PyAVDecoder(), settings, progress=False)
 
 def finished():
     return len(lines.read_bytes().splitlines()) if lines.exists() else 0
@@ -250,3 +251,31 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "calm.h5").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
     assert list(features_of(tmp_path / "killed.h5")) == [f"v{number:02d}" for number in range(12)]
+
+
+def test_real_videos_whole_truncated_and_overwritten_are_extracted_or_listed(real_data, tmp_path):
+    folder = real_data / "videos"
+    whole = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".avi", ".mpg"))
+    if len(whole) < 6:
+        pytest.skip("AHERNET_DATA has not the six videos")
+    files = {path.stem: path for path in whole}
+    for path in whole:
+        content = path.read_bytes()
+        files[f"cut {path.stem}"] = tmp_path / f"cut {path.name}"
+        files[f"cut {path.stem}"].write_bytes(content[: len(content) * 2 // 3])
+        overwritten = bytearray(content)
+        overwritten[len(content) // 2 : len(content) // 2 + 20_000] = bytes(20_000)
+        files[f"zeros {path.stem}"] = tmp_path / f"zeros {path.name}"
+        files[f"zeros {path.stem}"].write_bytes(overwritten)
+    report = run(files, tmp_path / "a.h5", settings=replace(QUICK, batch_size=32, on_error="skip"))
+    names = [path.stem for path in whole]
+    with open_archive(tmp_path / "a.h5") as archive:
+        rows = dict(zip(archive.ids, archive.lengths.tolist(), strict=True))
+        assert list(archive.verify()) == []
+    assert [rows[name] for name in names] == [20, 34, 37, 9, 90, 42]
+    assert not set(names) & {*report.remarks, *report.skipped}
+    listed = {*report.remarks, *report.skipped}
+    assert {name for name in files if name.startswith("cut ")} - listed <= {"cut grid_s1_bbaf2n"}  # has no count
+    assert {name for name in files if name.startswith("zeros ")} <= listed
+    for name in names:
+        assert rows.get(f"cut {name}", 0) < rows[name]

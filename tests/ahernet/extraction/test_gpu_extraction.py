@@ -8,7 +8,7 @@ from ahernet.extraction.backbones import Preprocessing
 from ahernet.extraction.decoding import ClipDecoder
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.p3d import P3D
-from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Framing
 from ahernet.extraction.video_features import extract_videos
 
@@ -21,7 +21,7 @@ SMALL = replace(
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
 def test_a_gpu_gives_the_features_of_the_cpu_and_the_same_bits_in_any_company(arithmetic, tmp_path):
     videos = {str(k): write_video(tmp_path / f"{k}.mp4", 10 + 8 * k, size=(96, 80)) for k in range(4)}
-    decode = ClipDecoder(open_with_pyav, Framing(72, 64), 16, 8)
+    decode = ClipDecoder(PyAVDecoder(), Framing(72, 64), 16, 8)
 
     def features(device: str, *names: str) -> dict[str, np.ndarray]:
         network = ClipNetwork(SMALL, None, device, arithmetic)

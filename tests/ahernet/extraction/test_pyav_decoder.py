@@ -7,14 +7,14 @@ import pytest
 from small_videos import brightness, write_video
 
 from ahernet.errors import UserError
-from ahernet.extraction.pyav_decoder import open_with_pyav
+from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Framing
 
 FRAMING = Framing(20, 16)
 
 
 def decoded(path: Path, framing: Framing = FRAMING):
-    with open_with_pyav(path, framing) as video:
+    with PyAVDecoder().open(path, framing) as video:
         return list(video.frames()), video
 
 
@@ -177,6 +177,19 @@ def test_a_header_that_claims_huge_frames_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ahernet.extraction.pyav_decoder.MOST_PIXELS", 1000)
     with pytest.raises(UserError, match="frames of 64 x 48 pixels, at most 1,000 pixels"):
         decoded(write_video(tmp_path / "a.mp4", 3))
+
+
+def test_devices_that_ffmpeg_does_not_know_are_refused_and_those_not_here_said(tmp_path):
+    with pytest.raises(UserError, match=r"--decode-on: expected cpu or one of .*, got 'abacus'"):
+        PyAVDecoder("abacus")
+    path = write_video(tmp_path / "a.mp4", 3)
+    decoder = PyAVDecoder("cuda")
+    assert (decoder.name, PyAVDecoder().name) == ("pyav cuda", "pyav")
+    try:
+        with decoder.open(path, FRAMING) as video:
+            assert numbers(list(video.frames())) == [0, 1, 2]
+    except UserError as error:
+        assert "not a readable video on cuda" in str(error)  # noqa: PT017
 
 
 REAL = {
