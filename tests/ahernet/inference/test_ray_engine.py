@@ -61,7 +61,7 @@ def workers(process):
     found = []
     for other in psutil.process_iter(["cmdline"]):
         title = " ".join(other.info["cmdline"] or [])
-        if title.startswith("ray::") and "ShardWorker" in title and process.pid in _ancestors(other):
+        if title.startswith("ray::") and "_Actor" in title and process.pid in _ancestors(other):
             found.append(other.pid)
     return found
 

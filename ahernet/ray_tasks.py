@@ -1,0 +1,79 @@
+"""Numbered tasks on a Ray cluster: actors that each hold something heavy and do one task after the other.
+
+Without RAY_ADDRESS in the environment a cluster is started on this machine, and ended with the tasks. Ray starts lost
+actors anew and repeats their tasks, so that a task must be one that may be done twice.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from ahernet.errors import UserError
+
+QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+
+Do = Callable[[int], None]
+
+
+def run_on_ray(
+    make: Callable[..., Do], arguments: tuple[Any, ...], tasks: int, actors: int, gpu: bool
+) -> Iterator[int]:
+    """Do tasks 0, 1, ... on a cluster and yield the number of each that is done, in any order.
+
+    Args:
+        make: called with `arguments` in every actor; what it returns does the task whose number it is given.
+        arguments: of `make`, sent to the actors.
+        tasks: how many there are.
+        actors: how many work at a time.
+        gpu: every actor takes a GPU, if the cluster has any.
+
+    Raises:
+        UserError: Ray is not installed, or a task raised one.
+    """
+    ray = _import_ray()
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(**QUIET)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        # One block a task: fewer would tie tasks together, which then are lost together.
+        numbers = ray.data.from_items([{"number": number} for number in range(tasks)], override_num_blocks=tasks)
+        finished = numbers.map_batches(
+            _Actor,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=1 if gpu and ray.cluster_resources().get("GPU") else 0,
+            fn_constructor_args=(make, arguments),
+        )
+        for row in finished.iter_rows():
+            if row["mistake"]:
+                raise UserError(row["mistake"])
+            yield row["number"]
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+class _Actor:
+    def __init__(self, make: Callable[..., Do], arguments: tuple[Any, ...]) -> None:
+        self._do = make(*arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do the tasks of a batch; a mistake of the user comes back as text, for Ray would repeat a failed task."""
+        mistakes = []
+        for number in batch["number"]:
+            try:
+                self._do(int(number))
+                mistakes.append("")
+            except UserError as mistake:
+                mistakes.append(str(mistake))
+        return {"number": batch["number"], "mistake": mistakes}
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError("the engine ray needs Ray: pip install 'ahernet[ray]'") from error
+    return ray
