@@ -16,7 +16,7 @@ Do = Callable[[int], None]
 
 def run_on_ray(
     make: Callable[..., Do], arguments: tuple[Any, ...], tasks: int, actors: int, gpu: bool
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Do tasks 0, 1, ... on a cluster and yield the number of each that is done, in any order.
 
     Args:
