@@ -2,7 +2,7 @@
 
 Not part of the test-suite: it takes as long as it is asked to. The archives are synthetic and written to a temporary
 folder; the network is small, so that reading and bookkeeping are most of the work. Ends with exit code 1 if memory or
-the number of open files grows.
+the number of open files grows. SIGINT ends it early, with a report.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.moment_labels import read_moment_labels, write_moment_labels
 from ahernet.training import trainer
+from ahernet.training.loss_log import LOG_NAME, read_loss_log
 
 DIMENSION = 64
 VIDEOS = 400
@@ -130,8 +131,9 @@ def main() -> int:
         annotations = write_videos(folder)
         labels = read_moment_labels(folder / "moments.csv")
         with open_archive(folder / "videos.h5") as videos, open_archive(folder / "moments.h5") as moments:
-            with watched() as samples:
-                result = trainer.train(
+            start = time.monotonic()
+            with watched() as samples, suppress(KeyboardInterrupt):  # interrupted, it reports what it has seen
+                trainer.train(
                     videos,
                     annotations,
                     folder / "run",
@@ -141,11 +143,8 @@ def main() -> int:
                     device="cpu",
                     progress=False,
                 )
-            epochs = given.iterations * small_config(1).training.batch_size / given.moments
-            print(
-                f"{result.iterations:,} iterations, {epochs:.2f} epochs of {given.moments:,} moments, "
-                f"{result.iterations / result.seconds:.1f} iterations a second"
-            )
+            done, seconds = len(read_loss_log(folder / "run" / LOG_NAME)), time.monotonic() - start
+            print(f"{done:,} iterations on {given.moments:,} moments, {done / seconds:.1f} iterations a second")
     return 0 if report(samples) else 1
 
 

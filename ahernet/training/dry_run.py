@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,10 +17,10 @@ from ahernet.config import Config, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
 from ahernet.prefetch import read_ahead
-from ahernet.training.iteration_batches import IterationBatch, Phase, phase_ranges, read_iteration
+from ahernet.training.iteration_batches import Phase, phase_ranges
 from ahernet.training.loss_log import log_line
 from ahernet.training.ranks import join_ranks
-from ahernet.training.trainer import computing_on, read_losses, total_iterations, train_iteration
+from ahernet.training.trainer import computing_on, read_batch, read_losses, total_iterations, train_iteration
 from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, new_run, write_state
 
@@ -187,14 +188,11 @@ class _Counted(io.RawIOBase):
 
 
 def _try_phase(run: Run, data: TrainingData, device: torch.device, phase: Phase, planned: range) -> PhaseEstimate:
-    def read(iteration: int) -> IterationBatch:
-        return read_iteration(data.untrimmed, data.moments, run.config, iteration, run.ranks).to(device)
-
     tried = planned[: WARM_UP + TIMED]
     warm_up = min(WARM_UP, len(tried) - 1)
     unread: list[dict[str, torch.Tensor]] = []
     began = start = time.monotonic()
-    with read_ahead(read, tried) as batches:
+    with read_ahead(partial(read_batch, run, data, device), tried) as batches:
         while len(unread) < len(tried):
             if len(unread) == warm_up:
                 _wait(device)
@@ -215,10 +213,7 @@ def _try_reading(run: Run, data: TrainingData) -> tuple[int, float]:
     """Read the last iterations of a run: bytes of one, and bytes in a second."""
     end = total_iterations(run.config)
     start = time.monotonic()
-    batches = [
-        read_iteration(data.untrimmed, data.moments, run.config, iteration, run.ranks)
-        for iteration in range(max(0, end - READ), end)
-    ]
+    batches = [read_batch(run, data, torch.device("cpu"), iteration) for iteration in range(max(0, end - READ), end)]
     seconds = time.monotonic() - start
     count = sum(part.rows.nbytes for batch in batches for part in (batch.untrimmed, batch.moments) if part is not None)
     return count // len(batches), count / seconds

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -165,15 +166,11 @@ def learning_rate(config: Config, iteration: int) -> float:
 
 def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, progress: bool) -> None:
     settings, end, ranks = run.config.training, total_iterations(run.config), run.ranks
-
-    def read(iteration: int) -> IterationBatch:
-        return read_iteration(data.untrimmed, data.moments, run.config, iteration, ranks).to(device)
-
     unread: list[dict[str, torch.Tensor]] = []
     with (
         open_loss_log(folder / LOG_NAME, run.iteration) if ranks.first else nullcontext() as log,
         _stop_requests(ranks) as stop_requested,
-        read_ahead(read, range(run.iteration, end)) as batches,
+        read_ahead(partial(read_batch, run, data, device), range(run.iteration, end)) as batches,
         tqdm(
             total=end,
             initial=run.iteration,
@@ -208,6 +205,11 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
                         save_state(folder, run, data)
             if stop and not last:
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
+
+
+def read_batch(run: Run, data: TrainingData, device: torch.device, iteration: int) -> IterationBatch:
+    """Read this process's part of the batch of an iteration to where it is computed."""
+    return read_iteration(data.untrimmed, data.moments, run.config, iteration, run.ranks).to(device)
 
 
 def train_iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:

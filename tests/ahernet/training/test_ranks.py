@@ -1,6 +1,10 @@
 """What the processes of a run share: every batch, its draws, and the divisors of its losses."""
 
+import os
+import signal
+from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from training_worlds import data_of, small_config
 from ahernet.config import RUNS
 from ahernet.errors import UserError
 from ahernet.training import ranks as ranks_module
+from ahernet.training import trainer
 from ahernet.training.iteration_batches import phase_ranges, read_iteration
 from ahernet.training.ranks import ALONE, Ranks, join_ranks
 from ahernet.training.trainer import train_iteration
@@ -216,6 +221,23 @@ def test_processes_that_differ_are_refused_in_all():
     assert in_threads(2, lambda ranks: ranks.check_same(b"\xff" * 32, "data")) == [None, None]
 
 
+@pytest.mark.parametrize("what", ["settings", "data", "iteration", "nothing"])
+def test_processes_do_not_train_one_network_from_different_starts(world, what):
+    config = _config("aher")
+
+    def start(ranks):
+        other = ranks.rank == 1
+        own = replace(config, loss=replace(config.loss, offset=3.0)) if other and what == "settings" else config
+        data = data_of(world, own, {"v0_002": "novel0", "v2_001": "novel1"} if other and what == "data" else None)
+        run = new_run(own, data, CPU, ranks)
+        run.iteration = int(other and what == "iteration")
+        trainer._refuse_different_ranks(run, data)
+
+    errors = in_threads(2, start)
+    words = "the 2 processes have different settings, data or training states; all need the same files and arguments"
+    assert [error and str(error) for error in errors] == [None if what == "nothing" else words] * 2
+
+
 def test_processes_that_are_started_again_meet_each_other_and_not_those_before_them():
     store = torch.distributed.HashStore()
     for rank in range(3):  # what an earlier meeting left
@@ -270,3 +292,36 @@ def test_several_processes_do_not_share_one_gpu(monkeypatch):
         join_ranks("cuda:1"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch, name):
+    _environment(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="1", MASTER_ADDR="localhost", MASTER_PORT="1")
+    started = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(ranks_module, "rendezvous", lambda url: iter([(None, 3, 4)]))
+    monkeypatch.setattr(ranks_module, "_unused_part", lambda store, rank, count: (rank, count))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **given: started.append((backend, given))
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: started.append("ended"))
+    with join_ranks(name) as (ranks, device):
+        assert (ranks, device) == (Ranks(3, 4), torch.device("cuda:1"))
+    assert started == [("cpu:gloo,cuda:nccl", {"store": (3, 4), "rank": 3, "world_size": 4}), "ended"]
+
+
+# --- signals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "echo", "interrupts"), [(1, 5.0, True), (2, 5.0, False), (2, 0.0, True)])
+def test_a_second_signal_stops_at_once_unless_a_launcher_may_have_handed_on_the_first(
+    monkeypatch, count, echo, interrupts
+):
+    monkeypatch.setattr(trainer, "SIGNAL_ECHO", echo)
+    with trainer._stop_requests(Ranks(0, count)) as stop_requested:
+        assert not stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested()
+        with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
+            os.kill(os.getpid(), signal.SIGTERM)
