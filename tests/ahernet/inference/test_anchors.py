@@ -1,9 +1,10 @@
 import ahernet_kernels as kernels
 import pytest
 import torch
-from inference_references import LENGTHS, anchor_segments, assert_found, suppressed
+from inference_references import CLASSES, LENGTHS, anchor_segments, assert_found, suppressed
 
 from ahernet.config import InferenceConfig
+from ahernet.inference import anchors
 from ahernet.inference.anchors import AnchorStep
 from ahernet.model.heads import ClassWeights
 from ahernet.model.weight_transfer import WeightTransfer
@@ -155,3 +156,50 @@ def test_chosen_classes_compete_with_one_another_alone(localizer, batch, class_r
         rows = batch[0][batch[1][b] : batch[1][b + 1]]
         sequence = kernels.resample(rows, torch.tensor([0, len(rows)]), 512)
         assert_found(found, b, _naive(localizer, config, sequence, class_rows))
+
+
+@pytest.fixture
+def without_logits(monkeypatch):
+    """Three classes count as many, and to compute logits is a failure."""
+    monkeypatch.setattr(anchors, "MANY_CLASSES", len(CLASSES))
+    monkeypatch.setattr(anchors, "class_logits", lambda *_: pytest.fail("logits were in memory"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_many_classes_are_found_without_logits_as_few_are_with_them(localizer, batch, precision, request):
+    config = InferenceConfig(precision=precision, nms_threshold=0.5)
+    expected = AnchorStep(localizer, config)(*batch)
+    request.getfixturevalue("without_logits")
+    found = AnchorStep(localizer, config)(*batch)
+    if precision == "float32":
+        for left, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.scores[:, 0], expected.scores[:, 0], atol=0.02, rtol=0)
+
+
+@pytest.mark.usefixtures("without_logits")
+def test_many_classes_compile_as_one_graph_and_export(localizer, batch):
+    torch._dynamo.reset()
+    step = AnchorStep(localizer, InferenceConfig())
+    rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
+    program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    few = batch[0][: batch[1][2]], batch[1][:3]
+    for run in (compiled, program.module()):
+        for got, expected in zip(run(*few), step(*few), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("class_score", ["product", "video", "weighted"])
+def test_scores_of_the_video_keep_the_logits_of_many_classes(localizer, batch, class_score, monkeypatch):
+    config = InferenceConfig(class_score=class_score)
+    expected = AnchorStep(localizer, config)(*batch)
+    monkeypatch.setattr(anchors, "MANY_CLASSES", 1)
+    for left, right in zip(AnchorStep(localizer, config)(*batch), expected, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.usefixtures("without_logits")
+def test_few_chosen_ones_of_many_classes_have_logits(localizer):
+    assert not AnchorStep(localizer, InferenceConfig()).keeps_logits
+    assert AnchorStep(localizer, InferenceConfig(), torch.tensor([2, 0])).keeps_logits

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ahernet.config import InferenceConfig
+from ahernet.inference import anchors
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.network import channels_last, class_logits
 from ahernet.inference.step import suppress
@@ -19,7 +20,8 @@ from ahernet.model.localizer import Localizer, Outputs
 
 VIDEOS = 3
 LAUNCH = "triton_kernel_wrapper_functional"
-CHANGES_NO_MEMORY = {"empty", "view", "transpose", "permute", "unsqueeze", "squeeze", "detach", "alias", "getitem"}
+CHANGES_NO_MEMORY = {"empty", "empty_like", "view", "transpose", "permute", "unsqueeze", "squeeze", "detach", "alias"}
+CHANGES_NO_MEMORY |= {"getitem"}
 
 
 class AfterTheNetwork(nn.Module):
@@ -43,17 +45,19 @@ def network_outputs(dtype):
 
 def operations(config, dtype=torch.bfloat16):
     """Names of the operations after the network on a GPU, in order, without those that only name memory."""
-    module = AfterTheNetwork(config)
-    outputs, structure = tree_flatten(network_outputs(dtype))
+    return traced(AfterTheNetwork(config), network_outputs(dtype))
 
-    def run(anchors, *tensors):
-        return functional_call(module, {"step.anchors": anchors}, (tree_unflatten(tensors, structure),))
+
+def traced(module, inputs):
+    """The same of any module, and of any nest of tensors that it takes."""
+    tensors, structure = tree_flatten((dict(module.named_parameters()) | dict(module.named_buffers()), inputs))
+
+    def run(*flat):
+        state, own = tree_unflatten(flat, structure)
+        return functional_call(module, state, (own,))
 
     with FakeTensorMode():
-        on_gpu = [
-            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-            for x in (module.step.anchors, *outputs)
-        ]
+        on_gpu = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in tensors]
         graph = aot_export_joint_simple(run, on_gpu, trace_joint=False).graph
     called = [node.target for node in graph.nodes if node.op == "call_function"]
     names = [getattr(target, "__name__", str(target)).split(".")[0] for target in called]
@@ -73,6 +77,24 @@ def test_decoding_and_hard_suppression_are_three_launches_and_nothing_else(dtype
 
 def test_the_product_with_the_probability_of_the_video_adds_no_launch_of_a_kernel():
     assert operations(InferenceConfig(class_score="product")).count(LAUNCH) == 3
+
+
+class AfterTheMaps(nn.Module):
+    """What a step does with the feature maps of its network."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.step = AnchorStep(Localizer(MODEL, len(CLASSES)), config)
+
+    def forward(self, maps):
+        return suppress(*self.step.scored_maps(maps), self.step.config)
+
+
+def test_many_classes_are_two_launches_more_and_no_products_of_logits(monkeypatch):
+    monkeypatch.setattr(anchors, "MANY_CLASSES", len(CLASSES))
+    maps = channels_last(Localizer(MODEL, len(CLASSES)).backbone)(torch.zeros((VIDEOS, 512, MODEL.feature_dimension)))
+    found = traced(AfterTheMaps(InferenceConfig(precision="float32")), maps)
+    assert [name for name in found if name != "convolution"] == [LAUNCH] * 5
 
 
 def test_the_network_keeps_channels_last():
