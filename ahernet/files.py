@@ -68,19 +68,23 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot create this folder ({error})") from error
 
 
+class BusyFolder(UserError):
+    """Another process is writing into a folder."""
+
+
 @contextmanager
 def claim_folder(path: Path) -> Iterator[None]:
     """Be the only writer of the existing folder `path`, and remove what a killed writer left half-written.
 
     Raises:
-        UserError: another process writes there.
+        BusyFolder: another process writes there.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:  # closing releases the claim, as does the end of the process however it comes
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{path}: another process is writing there, wait for it or use another folder") from error
+            raise BusyFolder(f"{path}: another process is writing there, wait for it or use another folder") from error
         for left in path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield

@@ -10,11 +10,18 @@ from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder
 
 CPU_BATCH, GPU_BATCH = 8, 64
+PART_VIDEOS = 500
 
 
 def _add_extract(parser: ArgumentParser) -> None:
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="video files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="ARCHIVE", help="feature archive to write (.h5)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="feature archive to write (.h5); a name without suffix is a folder of archives, for very many videos",
+    )
     parser.add_argument(
         "--backbone",
         default="p3d199-caffe",
@@ -54,40 +61,73 @@ def _add_extract(parser: ArgumentParser) -> None:
         help="what to do with a video that is of no use: stop, or skip and list it (default: stop)",
     )
     add_device(parser)
+    parser.add_argument(
+        "--part-videos", type=int, metavar="VIDEOS", help=f"of an archive in a folder (default: {PART_VIDEOS})"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        help="what makes the archives of a folder: this process, or the Ray cluster at RAY_ADDRESS (default: local)",
+    )
+    parser.add_argument("--actors", type=int, metavar="NUMBER", help="of the cluster, at work at a time (default: 1)")
 
 
 def _run_extract(parsed: Namespace) -> None:
-    for name in ("clip_stride", "batch_size", "workers"):
+    into_folder = parsed.out.is_dir() or not parsed.out.suffix
+    for name in ("part_videos", "engine", "actors"):
+        if parsed[name] is not None and not into_folder:
+            option = name.replace("_", "-")
+            raise UserError(f"extract: --{option} is for a folder of archives, --out names a file: {parsed.out}")
+    for name in ("clip_stride", "batch_size", "workers", "part_videos", "actors"):
         if parsed[name] is not None and parsed[name] < 1:
             raise UserError(f"extract: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
-    check_output_file(parsed.out)
+    if not into_folder:
+        check_output_file(parsed.out)
 
     from ahernet.extraction.video_files import find_videos
 
     videos = find_videos(parsed.videos, parsed.ids)
 
+    from ahernet.device import choose_device
     from ahernet.extraction.backbones import find_backbone
     from ahernet.extraction.extract import ExtractionSettings, extract
     from ahernet.extraction.network import ClipNetwork
+    from ahernet.extraction.parts import PartsJob, extract_parts
     from ahernet.extraction.pyav_decoder import PyAVDecoder
 
-    decoder = PyAVDecoder(None if parsed.decode_on == "cpu" else parsed.decode_on)
-    network = ClipNetwork(find_backbone(parsed.backbone), parsed.weights, parsed.device, parsed.arithmetic)
+    backbone = find_backbone(parsed.backbone)
     if parsed.weights is None:
         print(
-            f"extract: without --weights {network.backbone.name} is initialised at random (always the same): "
+            f"extract: without --weights {backbone.name} is initialised at random (always the same): "
             "its features are for testing the pipeline only",
             file=sys.stderr,
         )
     settings = ExtractionSettings(
         clip_stride=parsed.clip_stride,
-        batch_size=parsed.batch_size or (CPU_BATCH if network.device.type == "cpu" else GPU_BATCH),
+        batch_size=parsed.batch_size or (CPU_BATCH if choose_device(parsed.device).type == "cpu" else GPU_BATCH),
         workers=parsed.workers,
         dtype=parsed.dtype,
         on_error=parsed.on_error,
     )
-    make_folder(parsed.out.parent)
-    print(extract(videos, parsed.out, network, decoder, settings))
+    decode_on = None if parsed.decode_on == "cpu" else parsed.decode_on
+    if into_folder:
+        job = PartsJob(
+            videos,
+            parsed.out,
+            parsed.backbone,
+            parsed.weights,
+            parsed.arithmetic,
+            decode_on,
+            parsed.device,
+            settings,
+            parsed.part_videos or PART_VIDEOS,
+        )
+        print(extract_parts(job, engine=parsed.engine or "local", actors=parsed.actors or 1))
+    else:
+        decoder = PyAVDecoder(decode_on)
+        network = ClipNetwork(backbone, parsed.weights, parsed.device, parsed.arithmetic)
+        make_folder(parsed.out.parent)
+        print(extract(videos, parsed.out, network, decoder, settings))
 
 
 COMMANDS = {
@@ -97,7 +137,7 @@ COMMANDS = {
             "Decode videos, compute features of their clips with a convolutional network, and make a feature archive.\n"
             "Killed at any moment, the same command goes on where it was."
         ),
-        usage="VIDEO... --out ARCHIVE [options]",
+        usage="VIDEO... --out PATH [options]",
         example="videos --out archive.h5 --backbone p3d199-port --weights p3d_rgb_199.checkpoint.pth.tar",
         add_arguments=_add_extract,
         run=_run_extract,

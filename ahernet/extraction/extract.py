@@ -85,6 +85,14 @@ class ExtractionReport:
         return text
 
 
+class NoUsableVideo(UserError):
+    """None of the videos is of use; `skipped` says why, by video id."""
+
+    def __init__(self, message: str, skipped: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
 def extract(
     videos: Mapping[str, Path],
     out: Path,
@@ -140,7 +148,8 @@ def extract(
         kept = [video_id for video_id in videos if video_id not in skipped]
         if not kept:
             first = next(iter(skipped))
-            raise UserError(f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {skipped[first]}")
+            message = f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {skipped[first]}"
+            raise NoUsableVideo(message, skipped)
         journal.publish(kept, clip_stride=settings.clip_stride, origin=json.dumps(origin, ensure_ascii=False))
         finished = [journal.finished[video_id] for video_id in kept]
     return ExtractionReport(

@@ -3,6 +3,7 @@ from small_videos import write_video
 
 from ahernet.cli import main
 from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 
 MODULE = """
 from small_videos import TINY
@@ -90,3 +91,16 @@ def test_without_pyav_the_message_names_the_extra(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "ahernet.extraction.pyav_decoder", raising=False)
     assert "pip install 'ahernet[video]'" in refused(capsys, "a.mp4", "--out", "x.h5", *TINY_BACKBONE)
+
+
+def test_a_name_without_suffix_is_a_folder_of_archives(here, capsys):
+    write_video(here / "b.mp4", 30)
+    arguments = ["a.mp4", "b.mp4", "--out", "features", "--part-videos", "1", *TINY_BACKBONE]
+    assert main(["extract", *arguments]) == 0
+    assert capsys.readouterr().out == "features: 2 videos in 2 archives\n"
+    with open_features(here / "features") as archive:
+        assert archive.ids == ("a", "b")
+    assert "of another clip_stride; give another folder" in refused(capsys, *arguments, "--clip-stride", "4")
+    assert "--actors: expected at least 1, got 0" in refused(capsys, *arguments, "--actors", "0")
+    line = refused(capsys, "a.mp4", "--out", "a.h5", "--part-videos", "3", *TINY_BACKBONE)
+    assert "--part-videos is for a folder of archives, --out names a file: a.h5" in line
