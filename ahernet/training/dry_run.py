@@ -64,7 +64,7 @@ class Estimate:
         checkpoint_bytes: of the trained network.
         state_bytes: of what a run needs to be resumed.
         free_bytes: of the disk that the run would be on.
-        read_bytes: of the features of an iteration, in this process.
+        read_bytes: of the features of an iteration of the last phase, in this process.
         read_rate: bytes of features in a second, read without computing.
     """
 
@@ -99,7 +99,6 @@ class Estimate:
     def describe(self) -> str:
         """Return a table of several lines."""
         kept = self.checkpoint_bytes + self.state_bytes + self.log_bytes
-        needed = self.read_bytes * self.iterations / self.seconds
         last = self.phases[-1]
         gpu = "" if self.gpu_bytes is None else f", {_size(self.gpu_bytes)} of tensors on the GPU"
         rows = [
@@ -120,7 +119,7 @@ class Estimate:
             f"{_size(kept + max(self.checkpoint_bytes, self.state_bytes))} while one replaces the last; "
             f"{_size(self.free_bytes)} free",
             f"reading    {_size(self.read_bytes)} an iteration of {last.phase} a process, {_size(self.read_rate)}/s "
-            f"where nothing else is done, {_size(needed)}/s needed",
+            f"where nothing else is done, {_size(self.read_bytes / last.seconds)}/s needed",
         ]
         return "\n".join(lines)
 
