@@ -68,6 +68,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot create this folder ({error})") from error
 
 
+def make_own_folder(path: Path, mark: str) -> None:
+    """Create the folder `path`, or go on with one that holds the file `mark` or nothing.
+
+    Raises:
+        UserError: it holds other files, or cannot be created.
+    """
+    make_folder(path)
+    if not (path / mark).exists() and any(not found.name.startswith(".") for found in path.iterdir()):
+        raise UserError(f"{path}: holds other files, expected a folder that is new, empty or begun by this command")
+
+
 class BusyFolder(UserError):
     """Another process is writing into a folder."""
 

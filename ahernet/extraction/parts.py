@@ -25,7 +25,7 @@ from ahernet.extraction.backbones import find_backbone
 from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, extract
 from ahernet.extraction.network import Arithmetic, ClipNetwork
 from ahernet.extraction.pyav_decoder import PyAVDecoder
-from ahernet.files import BusyFolder, make_folder, replace_when_complete
+from ahernet.files import BusyFolder, make_own_folder, replace_when_complete
 from ahernet.ray_tasks import Do, run_on_ray
 
 JOB_NAME = "extraction.json"
@@ -100,7 +100,7 @@ def extract_parts(job: PartsJob, *, engine: Engine = "local", actors: int = 1, p
         UserError: as `extract`, but that all videos of a part may be of no use; the folder holds parts of another
             job.
     """
-    make_folder(job.folder)
+    make_own_folder(job.folder, JOB_NAME)
     maker = _PartMaker(job)
     _begin_or_compare(job, maker.network)
     pending = [number for number in range(count_parts(job)) if not is_made(job, number)]

@@ -30,9 +30,9 @@ from ahernet.config import InferenceConfig
 from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
 from ahernet.data.archive_set import archive_files
-from ahernet.data.detection_shards import shard_names, write_manifest, write_shard
+from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
 from ahernet.errors import UserError
-from ahernet.files import make_folder, replace_when_complete
+from ahernet.files import make_own_folder, replace_when_complete
 from ahernet.inference.localize import progress_bar
 from ahernet.inference.ready import OnError, ReadyLocalizer
 
@@ -176,7 +176,7 @@ def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
         "shard_videos": job.shard_videos,
         "shards": names,
     }
-    make_folder(job.folder)
+    make_own_folder(job.folder, MANIFEST_NAME)
     write_manifest(job.folder, json.loads(json.dumps(manifest)))
     shards = [
         Shard(number, *piece, job.folder / name) for number, (piece, name) in enumerate(zip(pieces, names, strict=True))

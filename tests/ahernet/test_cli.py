@@ -1,7 +1,6 @@
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -62,15 +61,11 @@ def program(*arguments: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_is_fast_and_names_every_command():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_names_every_command():
     result = program("--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0
     for name in COMMANDS:
         assert f"  {name}" in result.stdout
-    # processor time, which a busy machine hardly changes: 0.16 s measured, the import of torch alone 1.1 s
-    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.4
 
 
 def test_help_imports_nothing_heavy():

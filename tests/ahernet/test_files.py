@@ -12,6 +12,7 @@ from ahernet.files import (
     check_output_file,
     claim_folder,
     make_folder,
+    make_own_folder,
     replace_when_complete,
     safe_file_name,
 )
@@ -126,3 +127,16 @@ def test_different_ids_have_different_names(video_ids):
 
 def test_long_ids_that_differ_at_the_end_have_different_names():
     assert safe_file_name("a" * 500 + "b") != safe_file_name("a" * 500 + "c")
+
+
+def test_a_folder_of_other_files_is_not_taken_for_ones_own(tmp_path):
+    make_own_folder(tmp_path / "new", "mark")
+    (tmp_path / "new" / ".hidden").touch()
+    make_own_folder(tmp_path / "new", "mark")
+    (tmp_path / "new" / "mark").touch()
+    (tmp_path / "new" / "result").touch()
+    make_own_folder(tmp_path / "new", "mark")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter").touch()
+    with pytest.raises(UserError, match="other: holds other files"):
+        make_own_folder(tmp_path / "other", "mark")

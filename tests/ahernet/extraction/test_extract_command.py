@@ -68,7 +68,7 @@ def test_options_reach_the_work(here, capsys):
     [
         (["--out", "x.h5"], "extract: missing VIDEOS"),
         (["a.mp4"], "extract: missing --out"),
-        (["a.mp4", "--out", "."], "is a folder"),
+        (["a.mp4", "--out", ".", *TINY_BACKBONE], ".: holds other files"),
         (["a.mp4", "--out", "x.h5", "--batch-size", "0"], "extract: --batch-size: expected at least 1, got 0"),
         (["a.mp4", "--out", "x.h5", "--clip-stride", "-1"], "extract: --clip-stride: expected at least 1"),
         (["no.mp4", "--out", "x.h5"], "no.mp4: no such file"),

@@ -110,8 +110,11 @@ def test_a_folder_of_another_extraction_is_refused(job, change, named):
 
 
 def test_a_part_that_another_process_makes_is_left_to_it(job):
+    run(job)
+    part_path(job, 1).unlink()
+    (job.folder / "manifest.json").unlink()
     busy = job.folder / "part-000001.h5.partial"
-    busy.mkdir(parents=True)
+    busy.mkdir()
     with claim_folder(busy):
         report = run(job)
     assert report.unfinished == 1

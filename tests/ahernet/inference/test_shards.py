@@ -135,7 +135,7 @@ def test_videos_that_are_left_out_are_listed_beside_their_shard(job):
     write_videos(job.archive / "c.h5", ["good", "v_unknown"], seed=4, unknown=["v_unknown"])
     alone = dataclasses.replace(job, archive=job.archive / "c.h5")
     with pytest.raises(UserError, match="the duration is unknown of 'v_unknown'"):
-        run(dataclasses.replace(alone, folder=job.folder / "stopped"))
+        run(dataclasses.replace(alone, folder=job.folder.with_name("stopped")))
     result = run(dataclasses.replace(alone, on_error="skip"))
     assert (result.videos, result.skipped) == (2, 1)
     assert json.loads((job.folder / "part-000000.skipped.json").read_bytes()) == {"v_unknown": "unknown duration"}
