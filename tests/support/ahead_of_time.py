@@ -445,10 +445,14 @@ def amd_usage(compiled) -> dict[str, int]:
 
 
 def main() -> None:
-    name, target = sys.argv[1:]
-    compiled = compile_for(VARIANTS[name], target)
-    usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
-    print(json.dumps({**usage, "shared": compiled.metadata.shared}))
+    """Compile a variant for every target, in one process: importing takes longer than most compilations."""
+    (name,) = sys.argv[1:]
+    found = {}
+    for target in TARGETS:
+        compiled = compile_for(VARIANTS[name], target)
+        usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
+        found[target] = {**usage, "shared": compiled.metadata.shared}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
