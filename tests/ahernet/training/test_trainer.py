@@ -2,11 +2,7 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from copy import deepcopy
 
 import numpy as np
@@ -15,7 +11,7 @@ import torch
 from training_worlds import BASE, DIMENSION, PHASES, same_states, same_weights, small_config, train_in
 
 from ahernet.checkpoint import load_checkpoint
-from ahernet.config import PRESETS, Config, config_to_dict
+from ahernet.config import PRESETS, Config
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
@@ -443,41 +439,6 @@ def test_an_interrupt_saves_the_iteration_at_hand_and_the_run_can_go_on(world, t
     train_in(world, tmp_path / "run", _config(), resume=True)
     train_in(world, tmp_path / "straight", _config())
     assert same_weights(tmp_path / "run", tmp_path / "straight")
-
-
-def test_a_killed_run_can_be_resumed_to_the_same_end(world, tmp_path):
-    archive = world.archive
-    config = json.dumps(config_to_dict(_config(iterations=10**6)))
-    script = f"""
-        import json
-        from pathlib import Path
-        from ahernet.config import config_from_dict
-        from ahernet.data.annotations import read_annotations
-        from ahernet.data.archive import open_archive
-        from ahernet.training.trainer import train
-        archive = open_archive(Path({str(archive.path)!r}))
-        annotations = read_annotations(Path({str(archive.path.parent / "truth.json")!r}))
-        config = config_from_dict(json.loads({config!r}))
-        out = Path({str(tmp_path / "killed")!r})
-        train(archive, annotations, out, config, classes={BASE!r}, device="cpu", progress=False)
-    """
-    state = tmp_path / "killed" / "training_state.pt"
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
-    try:
-        deadline = time.monotonic() + 60
-        while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.5)
-    finally:
-        process.kill()
-        process.wait()
-    reached = torch.load(state, weights_only=True)["iteration"]
-    assert reached >= 6
-    end = reached + 3
-    train_in(world, tmp_path / "killed", _config(iterations=end), resume=True)
-    train_in(world, tmp_path / "straight", _config(iterations=end))
-    assert same_weights(tmp_path / "killed", tmp_path / "straight")
-    assert len(read_loss_log(tmp_path / "killed" / "losses.jsonl")) == end
 
 
 def test_training_works_outside_the_main_thread(world, tmp_path):
