@@ -291,8 +291,8 @@ def _check_format(path: Path, file: h5py.File) -> None:
         datasets, more = list_datasets(file, 4)
         holds = "; ".join(datasets) + ("; ..." if more else "") if datasets else "no datasets"
         raise UserError(
-            f"{path}: an HDF5 file but not an ahernet archive (it holds {holds}); save each video's "
-            "features as a .npy file of shape (rows, dimension) and import that folder"
+            f"{path}: an HDF5 file but not an ahernet archive (it holds {holds}); ahernet inspect "
+            f"{path.name} says how to import it"
         )
     version = _integer(path, file, "version")
     if version > VERSION:

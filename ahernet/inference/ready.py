@@ -16,7 +16,7 @@ from ahernet.checkpoint import Checkpoint
 from ahernet.config import InferenceConfig
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
-from ahernet.device import choose_device
+from ahernet.device import choose_device, launches_on
 from ahernet.errors import UserError
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
@@ -134,7 +134,7 @@ class ReadyLocalizer:
         positions, seconds = positions[~np.isnan(seconds)], seconds[~np.isnan(seconds)]
         is_long = (seconds > self.config.window) if self.config.window else np.zeros(len(positions), bool)
         parts, broken = [], []
-        with torch.inference_mode():
+        with torch.inference_mode(), launches_on(self._device):
             for members, localize_in in ((~is_long, self._whole), (is_long, self._windowed)):
                 numbers = np.flatnonzero(members)
                 for some, found in localize_in(archive, positions[numbers], seconds[numbers]):
