@@ -1,6 +1,7 @@
 """A network made ready for inference: from rows of an archive to detections in seconds, batch by batch."""
 
 import difflib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ahernet.checkpoint import Checkpoint
 from ahernet.config import InferenceConfig
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
-from ahernet.device import choose_device, launches_on
+from ahernet.device import choose_device, is_out_of_memory, launches_on
 from ahernet.errors import UserError
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
@@ -88,9 +89,7 @@ class ReadyLocalizer:
         class_rows = None if classes is None else _class_rows(checkpoint, classes)
         self._device = choose_device(device)
         self._step = inference_step(checkpoint.model, self.config, class_rows).to(self._device).eval()
-        # As it is on a CPU, as a CUDA graph on a GPU.
-        graph = None if self._device.type == "cpu" else CapturedStep(self._step, self.config.batch_size, self._device)
-        self._localize_batches = self._in_turn if graph is None else graph.localize
+        self._use_batches_of(self.config.batch_size)
 
     def check_dimension(self, archive: FeatureArchive) -> None:
         """Refuse features that the network does not take.
@@ -156,16 +155,22 @@ class ReadyLocalizer:
         self, archive: FeatureArchive, positions: NDArray[np.int64], seconds: NDArray[np.float64]
     ) -> Iterator[tuple[slice, Found]]:
         """Localize in videos that go through the network whole; yield which, and what was found in them."""
-        batches = [
-            slice(first, first + self.config.batch_size) for first in range(0, len(positions), self.config.batch_size)
-        ]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             here = positions[batch]
             return self._read(archive, here, np.zeros(len(here), np.int64), archive.lengths[here])
 
-        with read_ahead(read, batches) as read_batches:
-            yield from self._localize_batches(read_batches)
+        done = 0
+        while done < len(positions):
+            size = self._batch_size
+            batches = [slice(first, first + size) for first in range(done, len(positions), size)]
+            try:
+                with read_ahead(read, batches) as read_batches:
+                    for batch, found in self._localize_batches(read_batches):
+                        done = batch.stop
+                        yield batch, found
+            except (MemoryError, RuntimeError) as error:
+                self._halve_batches(error)
 
     def _windowed(
         self, archive: FeatureArchive, positions: NDArray[np.int64], seconds: NDArray[np.float64]
@@ -179,11 +184,16 @@ class ReadyLocalizer:
             def read(batch: slice, here: NDArray[np.int64] = here, windows: Windows = windows) -> tuple[Tensor, Tensor]:
                 return self._read(archive, here[windows.video[batch]], windows.first[batch], windows.last[batch])
 
-            parts = []
-            with read_ahead(read, batches_of(windows, config.batch_size)) as batches:
-                for batch, (window_rows, offsets) in batches:
-                    found = self._step.candidates(window_rows.to(self._device), offsets.to(self._device))
-                    parts.append(best_of_each(in_video_time(found, windows, batch, rows), config.top_k_before))
+            parts: list[Candidates] = []
+            while not parts:
+                try:
+                    with read_ahead(read, batches_of(windows, self._batch_size)) as batches:
+                        for batch, (window_rows, offsets) in batches:
+                            found = self._step.candidates(window_rows.to(self._device), offsets.to(self._device))
+                            parts.append(best_of_each(in_video_time(found, windows, batch, rows), config.top_k_before))
+                except (MemoryError, RuntimeError) as error:
+                    parts.clear()
+                    self._halve_batches(error)
             candidates = Candidates(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
             for some, merged in merge(candidates, windows.counts, config):
                 yield slice(first + some.start, first + some.stop), Found(*(x.cpu() for x in merged))
@@ -202,6 +212,21 @@ class ReadyLocalizer:
 
         _, offsets = archive.read_spans(positions, first, last, allocate)
         return pinned[0], torch.from_numpy(offsets)
+
+    def _use_batches_of(self, size: int) -> None:
+        """Localize in batches of a size from now on: as a CUDA graph on a GPU, as it is on a CPU."""
+        self._batch_size = size
+        graph = None if self._device.type == "cpu" else CapturedStep(self._step, size, self._device)
+        self._localize_batches = self._in_turn if graph is None else graph.localize
+
+    def _halve_batches(self, error: Exception) -> None:
+        """Go on with smaller batches after a lack of memory; raise any other error again."""
+        if not is_out_of_memory(error) or self._batch_size == 1:
+            raise error
+        self._use_batches_of(self._batch_size // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"localize: out of memory, goes on with batches of {self._batch_size:,} videos", file=sys.stderr)
 
     def _in_turn(self, batches: Iterable[tuple[slice, tuple[Tensor, Tensor]]]) -> Iterator[tuple[slice, Found]]:
         return ((batch, self._step(rows, offsets)) for batch, (rows, offsets) in batches)

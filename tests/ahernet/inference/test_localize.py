@@ -143,6 +143,38 @@ def test_videos_that_cannot_be_localized_in_are_left_out_and_named_if_so_wanted(
     assert "left out 2 videos: 'video1' (unknown duration), 'video3' (features that are not finite)" in line
 
 
+def short_of_memory(monkeypatch, most):
+    """Let steps fail as a full GPU does, on batches of more than `most` videos."""
+    candidates = AnchorStep.candidates
+
+    def limited(self, rows, offsets):
+        if len(offsets) - 1 > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return candidates(self, rows, offsets)
+
+    monkeypatch.setattr(AnchorStep, "candidates", limited)
+
+
+@pytest.mark.parametrize("window", [0.0, 40.0])
+def test_a_lack_of_memory_halves_the_batch_and_loses_no_video(archive, checkpoint, monkeypatch, capsys, window):
+    config = InferenceConfig(batch_size=5, window=window)
+    whole = localize(archive, checkpoint, config, device="cpu", progress=False)
+    short_of_memory(monkeypatch, most=1)
+    found = localize(archive, checkpoint, config, device="cpu", progress=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[-2] for line in lines] == ["2", "1"]
+    assert found.video_ids == whole.video_ids
+    np.testing.assert_array_equal(found.video, whole.video)
+    np.testing.assert_array_equal(found.label, whole.label)
+    np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
+
+
+def test_a_lack_of_memory_for_one_video_is_an_error(archive, checkpoint, monkeypatch):
+    short_of_memory(monkeypatch, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        localize(archive, checkpoint, InferenceConfig(batch_size=2), device="cpu", progress=False)
+
+
 def test_classes_have_minimum_scores_of_their_own(archive, checkpoint):
     every = localize(archive, checkpoint, device="cpu", progress=False)
     middle = float(np.median(every.scores[every.label == 1]))
