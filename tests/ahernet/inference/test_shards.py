@@ -20,7 +20,7 @@ from ahernet.data.detection_shards import load_detections
 from ahernet.data.detections_parquet import read_parquet
 from ahernet.errors import UserError
 from ahernet.inference.localize import localize
-from ahernet.inference.shards import ShardedJob, _claims, localize_shards, make_ready, plan, work_on
+from ahernet.inference.shards import ShardedJob, _claims, localize_shards, make_ready, on_this_machine, plan, work_on
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
 CONFIG = InferenceConfig(batch_size=2, top_k=9)
@@ -243,3 +243,12 @@ def test_a_claim_ends_with_its_context(tmp_path):
             assert taken
         with claim(3) as taken:
             assert taken
+
+
+def test_processes_that_die_are_reported_and_what_is_finished_stays(job):
+    from tqdm import tqdm
+
+    shards, _ = plan(job)
+    (job.checkpoint / "checkpoint.json").unlink()
+    with tqdm(disable=True) as bar, pytest.raises(UserError, match="2 of 2 processes ended with exit code 2; what is"):
+        on_this_machine(job, shards, "cpu", 2, bar)
