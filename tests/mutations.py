@@ -494,7 +494,6 @@ MUTANTS = [
     *mutants_of(
         "classify", True, "_class_logits.py",
         ("features = [x.contiguous() for x in features]", "pass"),
-        ("return all(x.transpose(1, 2).is_contiguous()", "return any(x.transpose(1, 2).is_contiguous()"),
         ("f\"C{place}\": sum(cells[:j])}", "f\"C{place}\": sum(cells[:place])}"),
         ("(tile >= n1)", "(tile > n1)"),
         ("n3 = n2 + tl.cdiv(videos * T2, BLOCK_ROWS)", "n3 = n2 + tl.cdiv(T2, BLOCK_ROWS)"),
@@ -505,6 +504,11 @@ MUTANTS = [
         ("total = multiply(x, tl.trans(w), total)", "total = multiply(x, tl.trans(w), 0.0 * total)"),
         ("mask=index < classes, other=float(\"-inf\"))", "mask=index < classes, other=0.0)"),
         ("return total + bias[None, :]", "return total"),
+    ),
+    *mutants_of(
+        "classify", True, "_arguments.py",
+        ("return all(_is_transposed(x)", "return any(_is_transposed(x)"),
+        ("x.stride() == (channels * cells, 1, channels)", "x.stride()[1] == 1"),
     ),
     *mutants_of(
         "classify", False, "classify.py",

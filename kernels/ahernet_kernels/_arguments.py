@@ -29,11 +29,12 @@ def check_tensor(
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{name}: expected {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
-    matches = tensor.ndim == len(shape)
+    actual_shape = tensor.shape
+    matches = len(actual_shape) == len(shape)
     if matches:
-        for size, actual in zip(shape, tensor.shape, strict=True):
-            expected_size = sizes.setdefault(size, actual) if isinstance(size, str) else size
-            matches = matches and actual == expected_size
+        for size, actual in zip(shape, actual_shape, strict=True):
+            if actual != (sizes.setdefault(size, actual) if isinstance(size, str) else size):
+                matches = False
     if not matches:
         known = ", ".join(str(sizes[size]) if isinstance(size, str) and size in sizes else str(size) for size in shape)
         names = ", ".join(str(size) for size in shape)
@@ -53,3 +54,27 @@ def check_fraction(name: str, value: float) -> None:
     """Check that a threshold lies in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor, detached if it has a gradient: of many tensors a call, views that change nothing are felt."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def is_channels_last(per_scale: list[Tensor]) -> bool:
+    """Whether the maps `(B, d, T)` of all scales are `(B, T, d)` in memory."""
+    return all(_is_transposed(x) for x in per_scale)
+
+
+def _is_transposed(x: Tensor) -> bool:
+    _, channels, cells = x.shape
+    # What the strides nearly always tell, at a fraction of the time; a size of 1 may have any stride.
+    return x.stride() == (channels * cells, 1, channels) or x.transpose(1, 2).is_contiguous()
+
+
+def in_one_layout(*kinds: list[Tensor]) -> list[list[Tensor]]:
+    """Maps of several kinds as constants: where they are if all have their channels last in memory, else contiguous."""
+    constants = [[constant(x) for x in per_scale] for per_scale in kinds]
+    if all(is_channels_last(per_scale) for per_scale in constants):
+        return constants
+    return [[x.contiguous() for x in per_scale] for per_scale in constants]

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ahernet_kernels._anchors import MAX_SCALES, of_scale
-from ahernet_kernels._arguments import FLOATS, check_tensor
+from ahernet_kernels._arguments import FLOATS, check_tensor, is_channels_last
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -43,11 +43,6 @@ def scales_by_depth(features: list[Tensor], weights: list[Tensor], biases: list[
     for place in range(len(order), MAX_SCALES):
         constants |= {f"T{place}": 0, f"D{place}": 0, f"C{place}": 0}
     return Scales(tensors, constants, order)
-
-
-def is_channels_last(features: list[Tensor]) -> bool:
-    """Whether the maps `(B, d, T)` all are `(B, T, d)` in memory."""
-    return all(x.transpose(1, 2).is_contiguous() for x in features)
 
 
 def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._anchors import of_scale
+from ahernet_kernels._arguments import constant
 from ahernet_kernels._class_logits import (
     check_classifier,
     class_logits,
@@ -210,7 +211,7 @@ def classify(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]
     """
     check_classifier(features, weights, biases)
     return _classify(
-        [x.detach() for x in features],
-        [x.detach().contiguous() for x in weights],
-        [x.detach().contiguous() for x in biases],
+        [constant(x) for x in features],
+        [constant(x).contiguous() for x in weights],
+        [constant(x).contiguous() for x in biases],
     )

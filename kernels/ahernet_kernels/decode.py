@@ -23,7 +23,7 @@ from ahernet_kernels._anchors import (
     scale_of_cell,
     tile_of_cells,
 )
-from ahernet_kernels._arguments import FLOATS, check_tensor
+from ahernet_kernels._arguments import FLOATS, check_tensor, constant, in_one_layout
 from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
 
@@ -294,7 +294,5 @@ def decode(
         raise ValueError("logits, overlaps: expected at least one class and one anchor a cell")
     cells = sum(tensor.shape[2] for tensor in logits)
     check_tensor("anchors", anchors, FLOATS, (ratios * cells, 2), {}, device)
-    outputs = [[x.detach() for x in per_scale] for per_scale in (logits, offsets, overlaps)]
-    if not all(x.transpose(1, 2).is_contiguous() for per_scale in outputs for x in per_scale):
-        outputs = [[x.contiguous() for x in per_scale] for per_scale in outputs]
-    return _decode(*outputs, anchors.detach().contiguous(), centre_scale, width_scale)
+    outputs = in_one_layout(logits, offsets, overlaps)
+    return _decode(*outputs, constant(anchors).contiguous(), centre_scale, width_scale)

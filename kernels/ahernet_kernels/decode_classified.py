@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._anchors import MAX_SCALES, decode_anchors, decode_anchors_torch
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, constant, in_one_layout
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_ANCHORS": 128, "num_warps": 4}
@@ -163,14 +163,11 @@ def decode_classified(
     if sizes["D"] == 0:
         raise ValueError("overlaps: expected at least one anchor a cell")
     check_tensor("anchors", anchors, FLOATS, (sizes["D"] * sizes["cells"], 2), {}, device)
-    outputs = [[x.detach() for x in per_scale] for per_scale in (offsets, overlaps)]
-    if not all(x.transpose(1, 2).is_contiguous() for per_scale in outputs for x in per_scale):
-        outputs = [[x.contiguous() for x in per_scale] for per_scale in outputs]
     return _decode_classified(
-        probability.detach().contiguous(),
+        constant(probability).contiguous(),
         labels.contiguous(),
-        *outputs,
-        anchors.detach().contiguous(),
+        *in_one_layout(offsets, overlaps),
+        constant(anchors).contiguous(),
         centre_scale,
         width_scale,
     )

@@ -66,6 +66,11 @@ def test_maps_of_mixed_layouts(ops):
     assert_equals_reference(ops, [channels_last(features)[0], features[1]], weights, biases)
 
 
+def test_maps_that_are_parts_of_larger_ones(ops):
+    features, weights, biases = classifier(2, 6, [8, 6], [8, 16])
+    assert_equals_reference(ops, [x[:, :, ::2] for x in channels_last(features)], weights, biases)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [list, channels_last], ids=["contiguous", "channels_last"])
 def test_half_precision_is_summed_in_fp32(ops, dtype, layout):
@@ -110,6 +115,14 @@ def test_what_is_not_a_number_stays_in_its_cell(ops):
     others[1, 2] = False
     assert torch.equal(probability[others], clean[0][others])
     assert torch.equal(labels[others], clean[1][others])
+
+
+def test_infinite_logits_count_as_the_largest_number(ops):
+    features, weights, biases = classifier(2, 5, [3], [8])
+    biases[0][[1, 3]] = math.inf
+    probability, labels = ops.classify(features, weights, biases)
+    assert probability.tolist() == [[0.5] * 3] * 2
+    assert labels.tolist() == [[1] * 3] * 2
 
 
 def test_a_class_of_nan_weights_is_never_chosen(ops):
