@@ -18,6 +18,7 @@ from ahernet.errors import UserError
 from ahernet.evaluation.ground_truth import (
     Floats,
     Integers,
+    PairedVideos,
     checked_thresholds,
     pair_videos,
     rows_of_one_key,
@@ -91,21 +92,98 @@ class AveragePrecision:
         )
 
 
+@dataclass(frozen=True)
+class Matches:
+    """Which ground truth each detection takes, for N ranked detections, G ground truths, T thresholds and H hits.
+
+    Attributes:
+        classes: the C classes that occur in the ground truth, sorted.
+        thresholds: (T,) tiou from which a detection can match.
+        videos: how the videos of both files pair.
+        row: (N,) row of the detections at each rank: by class, then by score, ties by file order.
+        label: (N,) row of `classes`, ascending.
+        video: (N,) row of the video in the annotations; unknown videos are numbered after these.
+        truth_video: (G,) row in the annotations, ascending.
+        truth_label: (G,) row of `classes`.
+        truth_segments: (G, 2) seconds.
+        rank, limit, truth: (H,) each: detection, row of `thresholds` and ground truth of a hit, ordered by
+            threshold, then rank.
+    """
+
+    classes: tuple[str, ...]
+    thresholds: Floats
+    videos: PairedVideos
+    row: Integers
+    label: Integers
+    video: Integers
+    truth_video: Integers
+    truth_label: Integers
+    truth_segments: Floats
+    rank: Integers
+    limit: Integers
+    truth: Integers
+
+    @property
+    def instances(self) -> Integers:
+        """(C,) ground truths of each class."""
+        return np.bincount(self.truth_label, minlength=len(self.classes))
+
+    @property
+    def rank_in_class(self) -> Integers:
+        """(N,) rank among the detections of the same class, from 0."""
+        return np.arange(len(self.label)) - np.searchsorted(self.label, self.label)
+
+    @property
+    def curve(self) -> Integers:
+        """(H,) number of the curve of precision over recall that a hit is on, ascending: threshold * C + class."""
+        curve: Integers = self.limit * len(self.classes) + self.label[self.rank]
+        return curve
+
+
 def average_precision(
     detections: Detections, annotations: Annotations, thresholds: npt.ArrayLike = TIOU_THRESHOLDS
 ) -> AveragePrecision:
     """Score `detections` against every video of `annotations` (select the subset before).
 
-    Detections are ranked by score, ties by file order. Each tries the ground truths of its video and class in
-    descending tiou, skips those already taken and takes the first with tiou >= threshold; independently per
-    threshold. A detection and a ground truth that are both of zero length have no tiou (0 / 0); the toolkit
-    counts them as a match at every threshold, and so does this. Among ground truths of equal tiou the last
-    comes first, as in the toolkit. Precision is made non-increasing in recall (VOC 2011) and summed. A class
-    without detections has average precision 0.
+    Detections match as `match_detections` says. Precision is made non-increasing in recall (VOC 2011) and summed.
+    A class without detections has average precision 0.
 
     Raises:
         UserError: no ground truth at all, or a detection whose label is no class of the ground truth.
         ValueError: thresholds that are not a list of numbers in (0, 1].
+    """
+    return precision_of(match_detections(detections, annotations, thresholds))
+
+
+def precision_of(matches: Matches) -> AveragePrecision:
+    """Return the average precision of detections that are matched already."""
+    return AveragePrecision(
+        classes=matches.classes,
+        thresholds=matches.thresholds,
+        per_class=_area_under_envelope(
+            matches.label, (matches.rank, matches.limit), matches.instances, len(matches.thresholds)
+        ),
+        instances=matches.instances,
+        detections=np.bincount(matches.label, minlength=len(matches.classes)),
+        scored=matches.videos.scored,
+        missing=matches.videos.missing,
+        unknown=matches.videos.unknown,
+    )
+
+
+def match_detections(
+    detections: Detections, annotations: Annotations, thresholds: npt.ArrayLike = TIOU_THRESHOLDS
+) -> Matches:
+    """Match `detections` with the ground truth of `annotations`.
+
+    Detections are ranked by score, ties by file order. Each tries the ground truths of its video and class in
+    descending tiou, skips those already taken and takes the first with tiou >= threshold; independently per
+    threshold. A detection and a ground truth that are both of zero length have no tiou (0 / 0); the toolkit
+    counts them as a match at every threshold, and so does this. Among ground truths of equal tiou the last
+    comes first, as in the toolkit.
+
+    Raises:
+        UserError, ValueError: as `average_precision`.
     """
     limits = checked_thresholds(thresholds)
     truth_video, truth_segments = truth_columns(annotations)
@@ -114,25 +192,29 @@ def average_precision(
     truth_label = np.array([row_of[name] for video in annotations.videos.values() for name in video.labels], np.int64)
     label = _truth_labels(detections, annotations, classes)[detections.label]
     videos = pair_videos(detections, annotations)
-
-    found_label, hits = _ranked_hits(
+    is_unknown = videos.row < 0
+    video = np.where(is_unknown, len(annotations.videos) - 1 + np.cumsum(is_unknown), videos.row)[detections.video]
+    order, (rank, limit, truth) = _ranked_hits(
         detections,
         label,
-        videos.row[detections.video] * len(classes) + label,
+        video * len(classes) + label,
         truth_video * len(classes) + truth_label,
         truth_segments,
         limits,
     )
-    instances = np.bincount(truth_label, minlength=len(classes))
-    return AveragePrecision(
+    return Matches(
         classes=classes,
         thresholds=limits,
-        per_class=_area_under_envelope(found_label, hits, instances, len(limits)),
-        instances=instances,
-        detections=np.bincount(label, minlength=len(classes)),
-        scored=videos.scored,
-        missing=videos.missing,
-        unknown=videos.unknown,
+        videos=videos,
+        row=order,
+        label=label[order],
+        video=video[order],
+        truth_video=truth_video,
+        truth_label=truth_label,
+        truth_segments=truth_segments,
+        rank=rank,
+        limit=limit,
+        truth=truth,
     )
 
 
@@ -171,18 +253,20 @@ def _ranked_hits(
     truth_group: Integers,
     truth_segments: Floats,
     thresholds: Floats,
-) -> tuple[Integers, tuple[Integers, Integers]]:
+) -> tuple[Integers, tuple[Integers, Integers, Integers]]:
     """Rank the detections by class, then score, and match them.
 
     Returns:
-        the labels in rank order, and the hits as (rank, row of `thresholds`), sorted by threshold, then rank.
+        the rows in rank order, and the hits as (rank, row of `thresholds`, row of the ground truth), sorted by
+        threshold, then rank.
     """
     order = np.lexsort((-detections.scores, label))
     truth_order = np.argsort(truth_group, kind="stable")
     truth_group, truth_segments = truth_group[truth_order], truth_segments[truth_order]
     blocks = _pairs(group[order], detections.segments[order], truth_group, truth_segments, float(thresholds.min()))
     rank, truth, tiou = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return label[order], _match(rank, truth, tiou, len(truth_group), thresholds)
+    rank, limit, truth = _match(rank, truth, tiou, len(truth_group), thresholds)
+    return order, (rank, limit, truth_order[truth])
 
 
 def _pairs(
@@ -200,8 +284,10 @@ def _pairs(
     yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
 
 
-def _match(rank: Integers, truth: Integers, tiou: Floats, truths: int, thresholds: Floats) -> tuple[Integers, Integers]:
-    """Return the (rank, row of `thresholds`) that match, as if the ranks chose one after the other.
+def _match(
+    rank: Integers, truth: Integers, tiou: Floats, truths: int, thresholds: Floats
+) -> tuple[Integers, Integers, Integers]:
+    """Return the (rank, row of `thresholds`, ground truth) that match, as if the ranks chose one after the other.
 
     Deferred acceptance: in each round every detection claims the best ground truth that has not refused it,
     and a ground truth keeps the best-ranked claim it ever had and refuses the others. All ground truths
@@ -229,7 +315,8 @@ def _match(rank: Integers, truth: Integers, tiou: Floats, truths: int, threshold
         left = claim < end
         claim, end, limit = claim[left], end[left], limit[left]
     by_threshold = np.lexsort((rank[claim], limit))
-    return rank[claim][by_threshold], limit[by_threshold]
+    claim = claim[by_threshold]
+    return rank[claim], limit[by_threshold], truth[claim]
 
 
 def _area_under_envelope(

@@ -42,7 +42,7 @@ def diagnose(detections: Detections, annotations: Annotations) -> Diagnosis:
     Raises:
         UserError: as `average_precision`.
     """
-    tiou, truth = _closest(detections, annotations)
+    tiou, truth = closest_truth(detections, annotations)
     classes = tuple(dict.fromkeys([*detections.classes, *annotations.classes()]))
     number = {name: label for label, name in enumerate(classes)}
     truth_label = np.array([number[name] for video in annotations.videos.values() for name in video.labels], np.int64)
@@ -56,8 +56,11 @@ def diagnose(detections: Detections, annotations: Annotations) -> Diagnosis:
     )
 
 
-def _closest(detections: Detections, annotations: Annotations) -> tuple[Floats, Integers]:
-    """Return for each detection the tiou with its closest ground truth and the row of that, 0 where none overlaps."""
+def closest_truth(detections: Detections, annotations: Annotations) -> tuple[Floats, Integers]:
+    """Return for each detection the tiou with its closest ground truth and the row of that, 0 where none overlaps.
+
+    The closest is that of its video with the highest tiou whatever its class, the first of several.
+    """
     truth_video, truth_segments = truth_columns(annotations)
     video = pair_videos(detections, annotations).row[detections.video]
     tiou, closest = np.zeros(len(video)), np.zeros(len(video), np.int64)
