@@ -541,7 +541,7 @@ def test_an_archive_of_group_per_video_is_described(tmp_path):
     with h5py.File(tmp_path / "c3d.h5", "w") as file:
         for k in range(9):
             file[f"v_{k}/c3d_features"] = np.zeros((k + 1, 5), np.float32)
-    message = r"not an ahernet archive.*v_0/c3d_features \(1, 5\) float32.*\.\.\..*ahernet inspect c3d\.h5 says how to import it"
+    message = r"not an ahernet archive.*v_0/c3d_features \(1, 5\) float32.*\.\.\..*ahernet inspect c3d\.h5 says how to"
     with pytest.raises(UserError, match=message):
         open_archive(tmp_path / "c3d.h5")
 
