@@ -71,8 +71,11 @@ def nms_numpy(
     while len(undecided):
         in_wave = rank[undecided] < limit
         wave, undecided = undecided[in_wave], undecided[~in_wave]
-        survivors = wave[_greedy(candidates.take(wave), threshold)]
+        in_order = candidates if len(wave) == len(candidates) else candidates.take(wave)
+        survivors = wave[_greedy(in_order, threshold)]
         kept = np.concatenate([kept, survivors])
+        if not len(undecided):
+            break
         enough = np.bincount(problem[kept], minlength=problems) >= max_output
         undecided = undecided[~enough[problem[undecided]]]
         hit = _suppressed_by(candidates.take(survivors), candidates.take(undecided), threshold)
@@ -80,11 +83,12 @@ def nms_numpy(
         limit *= WAVE_GROWTH
 
     kept.sort(kind="stable")  # a few runs in order: one from each wave
-    kept_counts = np.bincount(problem[kept], minlength=problems)
+    owner = problem.take(kept)
+    kept_counts = np.bincount(owner, minlength=problems)
     place = np.arange(len(kept)) - np.repeat(np.cumsum(kept_counts) - kept_counts, kept_counts)
-    kept, place = kept[place < max_output], place[place < max_output]
+    wanted = place < max_output
     index = np.full((problems, max_output), -1, np.int64)
-    index.ravel()[problem[kept] * max_output + place] = source[kept]
+    index.ravel()[(owner * max_output + place)[wanted]] = source.take(kept[wanted])
     return index, np.minimum(kept_counts, max_output)
 
 
