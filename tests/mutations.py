@@ -217,7 +217,6 @@ MUTANTS = [
         ("label = tl.min(tl.where(x == top[None, :], index, classes), 0)",
          "label = tl.max(tl.where(x == top[None, :], index, 0), 0)"),
         ("tl.where(top > float(\"-inf\"), tl.div_rn(1.0, total), 0.0)", "tl.div_rn(1.0, total)"),
-        ("tl.where(top > float(\"-inf\"), label, 0)", "label"),
         ("last = tl.minimum(first + BLOCK_CELLS, all_cells)", "last = all_cells - 1"),
         ("last = tl.minimum(first + BLOCK_CELLS, earlier_cells + cells)", "last = first + BLOCK_CELLS"),
         ("1 if CHANNELS_LAST else cells, classes", "cells, classes"),
