@@ -58,11 +58,16 @@ setup(
         "ahernet.extraction",
         "ahernet.inference",
         "ahernet.model",
+        "ahernet.reporting",
         "ahernet.training",
         "ahernet_kernels",
     ],
     package_dir={"ahernet_kernels": "kernels/ahernet_kernels"},
-    package_data={"ahernet": ["py.typed"], "ahernet_kernels": ["py.typed", "tuning.json"]},
+    package_data={
+        "ahernet": ["py.typed"],
+        "ahernet.reporting": ["page.css", "page.js"],  # parts of the page of a report
+        "ahernet_kernels": ["py.typed", "tuning.json"],
+    },
     install_requires=CORE,
     extras_require={"video": VIDEO, "parquet": PARQUET, "ray": RAY, "bench": BENCH, "test": TEST, "lint": LINT},
     entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},

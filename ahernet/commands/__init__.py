@@ -1,6 +1,6 @@
 """The commands: one step each, from files of features to a score."""
 
-from ahernet.commands import data, demonstration, experiments, extraction, localization, training
+from ahernet.commands import data, demonstration, doctor, experiments, extraction, localization, reporting, training
 
 COMMANDS = {
     **demonstration.COMMANDS,
@@ -8,5 +8,7 @@ COMMANDS = {
     **extraction.COMMANDS,
     **training.COMMANDS,
     **localization.COMMANDS,
+    **reporting.COMMANDS,
     **experiments.COMMANDS,
+    **doctor.COMMANDS,
 }

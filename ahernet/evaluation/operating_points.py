@@ -36,11 +36,9 @@ class OperatingPoints:
 
         A detection at the point itself is to be kept: the minimum is the next number below its score.
         """
-        return {
-            name: float(np.nextafter(score, -np.inf))
-            for name, score in zip(self.classes, self.score.tolist(), strict=True)
-            if not np.isnan(score)
-        }
+        with np.errstate(over="ignore"):
+            minimum = np.nextafter(self.score, -np.inf).tolist()
+        return {name: score for name, score in zip(self.classes, minimum, strict=True) if np.isfinite(score)}
 
 
 def operating_points(matches: Matches, detections: Detections) -> OperatingPoints:
@@ -67,7 +65,7 @@ def operating_points(matches: Matches, detections: Detections) -> OperatingPoint
     f1 = 2 * right / (kept + instances[label])
     scores = detections.scores[matches.row]
     # A score is a choice at its last detection alone.
-    ends = np.flatnonzero((np.diff(label, append=-1) != 0) | (np.diff(scores, append=np.nan) != 0))
+    ends = np.flatnonzero(np.append((label[1:] != label[:-1]) | (scores[1:] != scores[:-1]), len(scores) > 0))
     order = ends[np.lexsort((ends, -f1[ends], label[ends]))]
     best = order[np.flatnonzero(np.diff(label[order], prepend=-1))]
     best = best[right[best] > 0]
