@@ -1,7 +1,8 @@
-"""The command `experiment`."""
+"""The commands `experiment` and `setting`."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,15 +12,33 @@ from ahernet.config import preset
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
+if TYPE_CHECKING:
+    from ahernet.experiments.setting import Setting, Source
+
+# Named here too, so that the help needs none of the modules that make them.
+TABLES = ("runs", "transfer", "departures", "k600", "shares")
+FIGURES = ("layers", "embedding", "timelines")
+PAPER_SETTINGS = ("anet_un-anet_am", "th14-anet_fg", "anet-k600")
+
 
 def _add_experiment(parser: ArgumentParser) -> None:
     parser.add_argument(
         "table",
-        choices=("runs", "transfer", "departures"),
-        help="runs of table 2, transfer variants of table 1, or departures of the preset from the paper, each undone",
+        choices=(*TABLES, *FIGURES),
+        help=(
+            "runs of table 2, transfer variants of table 1, departures of the preset from the paper, each undone, "
+            "k600: runs of table 4, shares of the annotations (figure 6), layers (figure 4), embedding of background "
+            "(figure 5), or timelines (figure 7)"
+        ),
     )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for data and finished runs")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to write with every number")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="JSON to write with every number, a picture beside it (default: in WORK)",
+    )
+    parser.add_argument("--setting", type=Path, metavar="FILE", help="setting file (see the command setting)")
     parser.add_argument(
         "--recordings", type=Path, metavar="FILE", help="npz of labelled recordings (default: a rendered world)"
     )
@@ -31,39 +50,111 @@ def _add_experiment(parser: ArgumentParser) -> None:
 
 
 def _run_experiment(parsed: Namespace) -> None:
-    from ahernet.experiments.setting import recorded_source, rendered_source
+    _check_experiment(parsed)
+    out = parsed.out if parsed.out is not None else parsed.work / f"{parsed.table}.json"
+    check_output_file(out)
+
+    from ahernet.experiments.figures import FIGURES, run_figure
+    from ahernet.experiments.pictures import draw_table
     from ahernet.experiments.table import format_table, run_table
 
+    config = with_settings(preset(parsed.preset), given_settings(parsed, list(SECTIONS)))
+    source, seeds, runs = _data_of(parsed), range(parsed.seeds), parsed.work / "runs"
+    make_folder(runs)
+    if parsed.table in FIGURES:
+        figure = FIGURES[parsed.table]
+        result = run_figure(parsed.table, source, config, seeds, parsed.work / "networks", parsed.jobs)
+        text, draw = figure.text(result), figure.draw
+    else:
+        result = run_table(parsed.table, source, config, seeds, runs, parsed.jobs, rows=parsed.rows)
+        text, draw = format_table(result), draw_table
+    make_folder(out.parent)
+    with replace_when_complete(out) as path:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(result, out.with_suffix(".png"))
+    print(text)
+
+
+def _data_of(parsed: Namespace) -> "Source | Setting":
+    from ahernet.experiments.setting import recorded_source, rendered_source
+    from ahernet.experiments.setting_file import read_setting
+
+    folder = parsed.work / "data"
+    if parsed.setting is not None:
+        return read_setting(parsed.setting, folder)
+    if parsed.recordings is not None:
+        return recorded_source(folder, parsed.recordings)
+    return rendered_source(folder)
+
+
+def _check_experiment(parsed: Namespace) -> None:
     for name in ("seeds", "jobs"):
         if parsed[name] < 1:
             raise UserError(f"experiment: --{name}: expected at least 1, got {parsed[name]}")
-    if parsed.out is not None:
-        check_output_file(parsed.out)
-    config = with_settings(preset(parsed.preset), given_settings(parsed, list(SECTIONS)))
-    runs = parsed.work / "runs"
-    make_folder(runs)
-    if parsed.recordings is None:
-        source = rendered_source(parsed.work / "data")
-    else:
-        source = recorded_source(parsed.work / "data", parsed.recordings)
-    table = run_table(parsed.table, source, config, range(parsed.seeds), runs, parsed.jobs, rows=parsed.rows)
-    if parsed.out is not None:
-        make_folder(parsed.out.parent)
-        with replace_when_complete(parsed.out) as path:
-            path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(format_table(table))
+    if parsed.setting is not None and parsed.recordings is not None:
+        raise UserError("experiment: --setting or --recordings, not both")
+    if parsed.rows is not None and parsed.table in FIGURES:
+        raise UserError(f"experiment: --rows: {parsed.table} is a figure and has none")
+
+
+def _add_setting(parser: ArgumentParser) -> None:
+    parser.add_argument("name", choices=PAPER_SETTINGS, help="setting of section 4.2 of the paper")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the setting")
+    for option, meaning in (
+        ("activitynet", "annotations of ActivityNet v1.3"),
+        ("activitynet-subsets", "CSV of video,subset, if these state none"),
+        ("thumos14", "annotations of THUMOS14 with the subsets train and test"),
+        ("kinetics600", "text of id, start, end and class number"),
+        ("kinetics600-classes", "class names of Kinetics-600, one a line"),
+        ("base-classes", "ActivityNet classes with annotations, one a line"),
+        ("novel-classes", "ActivityNet classes with moments, one a line"),
+    ):
+        parser.add_argument(f"--{option}", type=Path, metavar="FILE", help=meaning)
+    parser.add_argument(
+        "--share", type=float, default=1.0, metavar="NUMBER", help="random share of the videos (default: 1)"
+    )
+    parser.add_argument("--render", action="store_true", help="render features for the annotated videos")
+
+
+def _run_setting(parsed: Namespace) -> None:
+    from dataclasses import fields
+
+    from ahernet.experiments.paper_settings import PAPER_SETTINGS, PublishedFiles, count, with_share, write_setting
+
+    files = PublishedFiles(**{field.name: parsed[field.name] for field in fields(PublishedFiles)})
+    plan = with_share(PAPER_SETTINGS[parsed.name](files), parsed.share)
+    path = write_setting(plan, parsed.out, render=parsed.render)
+    for counts in count(plan):
+        print(
+            f"{counts.part}: {counts.instances:,} instances of {counts.classes:,} classes in {counts.videos:,} videos"
+        )
+    print(f"wrote {path}" + ("" if parsed.render else "; put your features where it says, or change it"))
 
 
 COMMANDS = {
     "experiment": Command(
-        help="compare the runs of the paper on a rendered world or on recordings",
+        help="repeat the tables and figures of the paper on a setting, a rendered world or recordings",
         description=(
-            "Train and score every run of a table of the paper with several seeds; half of the classes have moments\n"
-            "only. Interrupted, it goes on where it was."
+            "Train and score every run of a table or figure of the paper with several seeds: on a setting file, or\n"
+            "with half of the classes of recordings or of a rendered world known from moments only. Interrupted, it\n"
+            "goes on where it was."
         ),
         usage="TABLE --work FOLDER [options]",
-        example="runs --work runs/experiment --recordings ninapro_db1_e1_25hz.npz --jobs 2",
+        example="runs --work runs/experiment --setting settings/anet_un-anet_am/setting.toml --jobs 2",
         add_arguments=_add_experiment,
         run=_run_experiment,
+    ),
+    "setting": Command(
+        help="write a setting of the paper from published annotations",
+        description=(
+            "Write a setting file with annotations and class lists, for `ahernet experiment --setting`. Features are\n"
+            "yours, or rendered by formulas onto the real annotations."
+        ),
+        usage="NAME --out FOLDER [options]",
+        example=(
+            "th14-anet_fg --thumos14 thumos14.json --activitynet activitynet.json --share 0.1 --render --out th14"
+        ),
+        add_arguments=_add_setting,
+        run=_run_setting,
     ),
 }

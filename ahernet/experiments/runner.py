@@ -2,22 +2,28 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ahernet.checkpoint import load_checkpoint
+from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.config import Config, config_from_dict, config_to_dict
-from ahernet.data.annotations import Annotations, read_annotations
+from ahernet.data.annotations import Annotations, match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
+from ahernet.data.detections import Detections
 from ahernet.data.moment_labels import read_moment_labels
+from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import average_precision
 from ahernet.evaluation.average_recall import average_recall
 from ahernet.evaluation.diagnosis import diagnose
-from ahernet.experiments.setting import TRAINING, Setting, validation_of
+from ahernet.experiments.setting import Setting, Source, validation_of
 from ahernet.files import make_folder, replace_when_complete
 from ahernet.inference.localize import localize
 from ahernet.training.trainer import train
+
+TRAINED_NAME = "trained.json"
+SHOWN_THRESHOLDS = ((0, 0.5), (5, 0.75), (9, 0.95))  # rows of the thresholds, and the thresholds
 
 
 @dataclass(frozen=True)
@@ -38,71 +44,149 @@ def run_unit(unit: Unit, folder: Path, progress: bool = False) -> dict[str, Any]
     """Return the result of a unit, from its file in `folder` if it is there and of the same settings.
 
     Novel and base classes are scored apart: localized among themselves, in the videos that show them (as the paper
-    scores the classes of its moment set). Base classes only where the run has learnt them.
+    scores the classes of its moment set). Base classes only where the run has learnt them and the setting has videos.
     """
-    path = folder / unit.file_name
-    wanted = json.loads(json.dumps({"config": config_to_dict(unit.config), "setting": _described(unit.setting)}))
+    head = {"run": unit.name, "seed": unit.config.training.seed}
+    return kept_result(folder / unit.file_name, head, wanted_of(unit), lambda: _measure(unit, folder, progress))
+
+
+def kept_result(
+    path: Path, head: dict[str, Any], wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what the file holds if it was made with what is `wanted`, else measure and write it."""
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if all(found.get(key) == value for key, value in wanted.items()):
             return found
-    result = {"run": unit.name, "seed": unit.config.training.seed, **wanted, **_measure(unit, folder, progress)}
+    result = {**head, **wanted, **measure()}
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
-def _measure(unit: Unit, folder: Path, progress: bool) -> dict[str, Any]:
-    setting, method = unit.setting, unit.config.method
-    annotations = read_annotations(setting.source.annotations)
-    oracle = method.moments == "none"
-    run_folder = folder / f"{unit.file_name}.run"
-    shutil.rmtree(run_folder, ignore_errors=True)
-    make_folder(run_folder)
-    with open_archive(setting.source.archive) as archive, open_archive(setting.moments) as moments:
-        trained = train(
+def trained_unit(unit: Unit, folder: Path, progress: bool = False) -> Path:
+    """Return the folder in `folder` that holds the trained networks of a unit; an interrupted training goes on.
+
+    Raises:
+        UserError: as `ahernet.training.trainer.train`.
+    """
+    kept = folder / unit.file_name.removesuffix(".json")
+    mark = kept / TRAINED_NAME
+    wanted = wanted_of(unit)
+    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != wanted:
+        shutil.rmtree(kept, ignore_errors=True)
+        make_folder(kept)
+        with replace_when_complete(mark) as temporary:
+            temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    _train(unit, kept, progress, resume=True)
+    return kept
+
+
+def oracle(setting: Setting) -> tuple[Source, tuple[str, ...]]:
+    """Return the videos and classes that the fully supervised run learns from: base classes too if they are there.
+
+    Raises:
+        UserError: the setting has no annotated training videos of novel classes.
+    """
+    if setting.novel_videos.training is None:
+        raise UserError(
+            f"{setting.name}: aher* learns from annotated videos of novel classes, which this setting lacks"
+        )
+    return setting.novel_videos, (*(setting.base if setting.one_source else ()), *setting.novel)
+
+
+def found_in(
+    source: Source, annotations: Annotations, checkpoint: Checkpoint, classes: tuple[str, ...], progress: bool = False
+) -> tuple[Detections, Annotations, int]:
+    """Localize some classes among themselves in the validation videos that show them.
+
+    Returns:
+        Detections, the ground truth of the videos that have features, and how many annotated videos have none.
+    """
+    truth = validation_of(annotations, classes, source.validation)
+    with open_archive(source.archive) as archive:
+        places = match_video_ids(truth.videos, archive.ids)
+        if not places:
+            raise UserError(
+                f"{archive.path}: has none of the {len(truth.videos):,} videos of {truth.source} to score on"
+            )
+        scored = Annotations({key: truth.videos[key] for key in places}, truth.source)
+        found = localize(
             archive,
-            annotations,
-            run_folder,
-            config_from_dict(config_to_dict(unit.config)),
-            subset=TRAINING,
-            classes=setting.base + setting.novel if oracle else setting.base,
-            moments=None if oracle else moments,
-            moment_labels=None if oracle else read_moment_labels(setting.labels),
+            checkpoint,
+            video_ids=list(places.values()),
+            durations=_unknown_durations(archive, scored, places),
+            classes=classes,
             device="cpu",
             progress=progress,
         )
-        learnt = {"novel": setting.novel}
-        if method.untrimmed in ("transfer", "supervised"):
-            learnt["base"] = setting.base
-        measures = {
-            group: _score(archive, annotations, run_folder, classes, progress) for group, classes in learnt.items()
-        }
+    return found, scored, len(truth.videos) - len(scored.videos)
+
+
+def _unknown_durations(archive: FeatureArchive, truth: Annotations, places: dict[str, str]) -> dict[str, float]:
+    return {place: truth.videos[key].duration for key, place in places.items() if truth.videos[key].duration > 0}
+
+
+def wanted_of(unit: Unit) -> dict[str, Any]:
+    """Return what a kept result must have been made with: settings, classes and features."""
+    setting = unit.setting
+    described = {
+        "source": setting.name,
+        "split": setting.split,
+        "base": setting.base,
+        "novel": setting.novel,
+        "features": setting.features,
+    }
+    wanted: dict[str, Any] = json.loads(json.dumps({"config": config_to_dict(unit.config), "setting": described}))
+    return wanted
+
+
+def _measure(unit: Unit, folder: Path, progress: bool) -> dict[str, Any]:
+    setting, method = unit.setting, unit.config.method
+    run_folder = folder / f"{unit.file_name}.run"
+    shutil.rmtree(run_folder, ignore_errors=True)
+    make_folder(run_folder)
+    seconds = _train(unit, run_folder, progress)
+    learnt = {"novel": (setting.novel_videos, setting.novel)}
+    learnt_base = method.untrimmed == "transfer" or (method.untrimmed == "supervised" and setting.one_source)
+    if learnt_base and setting.base_videos.validation is not None:
+        learnt["base"] = (setting.base_videos, setting.base)
+    checkpoint = load_checkpoint(run_folder)
+    measures = {group: _score(source, checkpoint, classes, progress) for group, (source, classes) in learnt.items()}
     shutil.rmtree(run_folder)
-    return {"seconds": round(trained.seconds, 1), "measures": measures}
+    return {"seconds": round(seconds, 1), "measures": measures}
 
 
-def _score(
-    archive: FeatureArchive, annotations: Annotations, checkpoint: Path, classes: tuple[str, ...], progress: bool
-) -> dict[str, Any]:
-    truth = validation_of(annotations, classes)
-    found = localize(
-        archive,
-        load_checkpoint(checkpoint),
-        video_ids=list(truth.videos),
-        classes=classes,
-        device="cpu",
-        progress=progress,
-    )
+def _train(unit: Unit, run_folder: Path, progress: bool, resume: bool = False) -> float:
+    setting = unit.setting
+    supervised = unit.config.method.moments == "none"
+    source, classes = oracle(setting) if supervised else (setting.base_videos, setting.base)
+    with open_archive(source.archive) as archive, open_archive(setting.moments) as moments:
+        trained = train(
+            archive,
+            source.read(),
+            run_folder,
+            config_from_dict(config_to_dict(unit.config)),
+            subset=source.training,
+            classes=classes,
+            moments=None if supervised else moments,
+            moment_labels=None if supervised else read_moment_labels(setting.labels),
+            resume=resume,
+            device="cpu",
+            progress=progress,
+        )
+    return trained.seconds
+
+
+def _score(source: Source, checkpoint: Checkpoint, classes: tuple[str, ...], progress: bool) -> dict[str, Any]:
+    found, truth, without_features = found_in(source, source.read(), checkpoint, classes, progress)
     precision = average_precision(found, truth)
     return {
+        "videos": len(truth.videos),
+        "without_features": without_features,
         "mean_average_precision": round(precision.mean, 6),
-        "at_0.5": round(float(precision.mean_per_threshold[0]), 6),
+        **{f"at_{limit}": round(float(precision.mean_per_threshold[row]), 6) for row, limit in SHOWN_THRESHOLDS},
         "per_threshold": [round(value, 6) for value in precision.mean_per_threshold.tolist()],
         "proposal_area": round(average_recall(found, truth).area, 6),
         "diagnosis": {name: round(value, 6) for name, value in asdict(diagnose(found, truth)).items()},
     }
-
-
-def _described(setting: Setting) -> dict[str, Any]:
-    return {"source": setting.source.name, "split": setting.split, "base": setting.base, "novel": setting.novel}

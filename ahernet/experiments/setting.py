@@ -1,9 +1,11 @@
 """Settings of an experiment: annotated videos of base classes, moments of novel ones, videos to be scored on.
 
-A setting is made of one annotated archive: a random half of its classes is novel. Of these, training videos serve
-as the source of moments alone; only the oracle sees them whole, with their annotations.
+A setting is made of one annotated archive, of which a random half of the classes is novel, or read from a file (see
+`setting_file`). Training videos of novel classes serve as the source of moments alone; only the oracle sees them
+whole, with their annotations.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,32 +27,65 @@ RECORDING_SUBJECTS = "1-15"  # of the subset training; the others are held out
 
 @dataclass(frozen=True)
 class Source:
-    """An annotated archive with the subsets `training` and `validation`."""
+    """An annotated archive.
+
+    Attributes:
+        name: of the data, for results.
+        archive: features.
+        annotations: of any kind that `read_annotations` takes.
+        training: subset to learn from, None if there is none.
+        validation: subset to score on, None if there is none.
+        categories: class names, for annotations that number them.
+        subsets: table of subsets, for annotations that state none.
+    """
 
     name: str
     archive: Path
     annotations: Path
+    training: str | None = TRAINING
+    validation: str | None = VALIDATION
+    categories: Path | None = None
+    subsets: Path | None = None
+
+    def read(self) -> Annotations:
+        """Read the annotations.
+
+        Raises:
+            UserError: as `read_annotations`.
+        """
+        return read_annotations(self.annotations, self.categories, self.subsets)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A source with one split of its classes, and the moments of the novel ones.
+    """Base and novel classes, the videos of both, and the moments of the novel ones.
 
     Attributes:
-        source: annotated videos.
-        split: number of the split.
+        name: for results.
+        split: number of the split; where there is only one, of the seed.
         base: classes whose annotations training may use.
         novel: classes of which it has moments only.
-        moments: archive of these moments.
+        base_videos: annotated videos of the base classes.
+        novel_videos: annotated videos of the novel classes; may be the same source.
+        moments: archive of the moments of the novel classes.
         labels: table of their classes.
+        features: hash of the archives' tables: other features give other results.
     """
 
-    source: Source
+    name: str
     split: int
     base: tuple[str, ...]
     novel: tuple[str, ...]
+    base_videos: Source
+    novel_videos: Source
     moments: Path
     labels: Path
+    features: str
+
+    @property
+    def one_source(self) -> bool:
+        """Whether base and novel classes are of the same archive."""
+        return self.base_videos.archive == self.novel_videos.archive
 
 
 def rendered_source(folder: Path, world: WorldConfig = RENDERED_WORLD) -> Source:
@@ -82,7 +117,23 @@ def make_setting(source: Source, split: int, folder: Path) -> Setting:
         make_folder(folder)
         with open_archive(source.archive) as archive:
             cut_moments(archive, annotations.select(TRAINING), moments, labels, classes=novel, progress=False)
-    return Setting(source, split, base, novel, moments, labels)
+    features = features_hash([source.archive, moments])
+    return Setting(source.name, split, base, novel, source, source, moments, labels, features)
+
+
+def features_hash(archives: Sequence[Path]) -> str:
+    """Return a hash of ids, lengths, durations and checksums of archives; the features are not read.
+
+    Raises:
+        UserError: an archive cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in archives:
+        with open_archive(path) as archive:
+            digest.update("\0".join(archive.ids).encode())
+            for column in (archive.offsets, archive.durations, archive.checksums):
+                digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def split_classes(classes: Sequence[str], split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -93,6 +144,6 @@ def split_classes(classes: Sequence[str], split: int) -> tuple[tuple[str, ...], 
     return base, novel
 
 
-def validation_of(annotations: Annotations, classes: Sequence[str]) -> Annotations:
-    """Return the videos to score on: those of the subset `validation` with an instance of some classes."""
-    return annotations.select(VALIDATION).of_classes(classes)
+def validation_of(annotations: Annotations, classes: Sequence[str], subset: str | None = VALIDATION) -> Annotations:
+    """Return the videos to score on: those of a subset with an instance of some classes."""
+    return annotations.select(subset).of_classes(classes)

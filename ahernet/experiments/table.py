@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
-from ahernet.experiments.runner import Unit, run_unit
-from ahernet.experiments.setting import Source, make_setting
+from ahernet.experiments.runner import Unit, oracle, run_unit
+from ahernet.experiments.setting import Setting, Source, make_setting
 
 # Average mAP in per cent that the paper's tables 1 and 2 give for ANet-UN -> ANet-AM and TH14 -> ANet-FG.
 PAPER_RUNS = {
@@ -35,7 +35,24 @@ PAPER_TRANSFERS = {
     "2-fc elu": (17.2, 24.3),
     "3-fc elu": (16.8, 24.1),
 }
-TABLES = ("runs", "transfer", "departures")
+# mAP at 0.5, 0.75 and 0.95 and average mAP in per cent that table 4 gives for ANet -> K600.
+PAPER_K600 = {
+    "aher0": (19.26, 16.72, 0.88, 14.18),
+    "aher-": (21.76, 17.85, 1.71, 15.96),
+    "aherM": (28.98, 20.71, 2.95, 19.05),
+    "aherA-": (32.71, 23.04, 5.08, 21.68),
+    "aher": (36.19, 26.96, 6.55, 24.43),
+}
+# Shares of the annotations that the oracle of figure 6 learns from; of the paper's own shares the text names one half.
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+PAPER: dict[str, dict[str, tuple[float, ...]]] = {
+    "runs": dict(PAPER_RUNS),
+    "transfer": dict(PAPER_TRANSFERS),
+    "k600": dict(PAPER_K600),
+    "shares": {"aher": PAPER_RUNS["aher"], "aher* 100 %": PAPER_RUNS["aher*"]},
+    "departures": {},
+}
+TABLES = tuple(PAPER)
 # What the preset decides otherwise than the paper: each of these takes aher back to the paper in one point.
 DEPARTURES: dict[str, tuple[str, ...]] = {
     "shares of 0.70 to 0.95": ("method.shares",),
@@ -60,13 +77,21 @@ COLUMNS = {
     "accuracy": "novel.diagnosis.accuracy",
     "base mAP": "base.mean_average_precision",
 }
+# Table 4 has its own columns, and the paper's figures in their order.
+K600_COLUMNS = {
+    "@0.5": "novel.at_0.5",
+    "@0.75": "novel.at_0.75",
+    "@0.95": "novel.at_0.95",
+    "novel mAP": "novel.mean_average_precision",
+}
 
 
 def table_configs(table: str, config: Config) -> dict[str, Config]:
     """Return the configuration of each row.
 
-    Tables: the `runs` of table 2 of the paper, the `transfer` variants of its table 1, or the `departures` of a preset
-    from the paper, each undone.
+    Tables: the `runs` of table 2 of the paper, the `transfer` variants of its table 1, the runs of its table 4
+    (`k600`), the oracle with `shares` of the annotations (figure 6), or the `departures` of a preset from the paper,
+    each undone.
 
     Raises:
         UserError: no such table.
@@ -78,6 +103,11 @@ def table_configs(table: str, config: Config) -> dict[str, Config]:
         longer = replace(training, iterations=training.iterations + before, decay_every=training.decay_every + before)
         rows["aher*"] = replace(rows["aher*"], training=longer)
         return rows
+    if table == "k600":
+        return {name: with_run(config, name) for name in PAPER_K600}
+    if table == "shares":
+        rows = table_configs("runs", config)
+        return {"aher": rows["aher"], **{share_name(share): _with_share(rows["aher*"], share) for share in SHARES}}
     config = with_run(config, "aher")
     if table == "departures":
         every = tuple(dict.fromkeys(path for paths in DEPARTURES.values() for path in paths))
@@ -96,6 +126,15 @@ def _as_in_the_paper(config: Config, paths: Iterable[str]) -> Config:
     return config_from_dict(settings)
 
 
+def share_name(share: float) -> str:
+    """Return the name of the row of the oracle with a share of the annotations."""
+    return f"aher* {100 * share:g} %"
+
+
+def _with_share(config: Config, share: float) -> Config:
+    return replace(config, method=replace(config.method, annotated_share=share))
+
+
 def _with_transfer(config: Config, name: str) -> Config:
     """Return the configuration with the weight transfer called, for instance, `2-fc elu`."""
     layers, activation = name.split("-fc ")
@@ -105,7 +144,7 @@ def _with_transfer(config: Config, name: str) -> Config:
 
 def run_table(
     table: str,
-    source: Source,
+    data: Source | Setting,
     config: Config,
     seeds: Sequence[int],
     folder: Path,
@@ -116,11 +155,12 @@ def run_table(
 ) -> dict[str, Any]:
     """Run every row of a table with every seed and return the table as plain data.
 
-    Seed s also numbers the split into base and novel classes. Finished runs are taken from their files in `folder`.
+    Seed s also numbers the split into base and novel classes of a source; a setting has one split for all seeds.
+    Finished runs are taken from their files in `folder`.
 
     Args:
         table: one of `TABLES`.
-        source: annotated videos.
+        data: annotated videos, or a whole setting.
         config: preset that the rows start from.
         seeds: at least one.
         folder: for the results of single runs; created if need be.
@@ -129,19 +169,17 @@ def run_table(
         progress: show a progress bar on standard error.
 
     Raises:
-        UserError: no such table or row.
+        UserError: no such table or row, or a row that the setting has no data for.
     """
     configs = table_configs(table, config)
     for name in rows or ():
         if name not in configs:
             raise UserError(f"rows: expected some of {', '.join(map(repr, configs))}, got {name!r}")
     configs = {name: row for name, row in configs.items() if rows is None or name in rows}
-    settings = {seed: make_setting(source, seed, source.archive.parent) for seed in seeds}
-    units = [
-        Unit(name, replace(row, training=replace(row.training, seed=seed)), settings[seed])
-        for seed in seeds
-        for name, row in configs.items()
-    ]
+    units = make_units(configs, data, seeds)
+    for unit in units:
+        if unit.config.method.moments == "none":
+            oracle(unit.setting)  # refused before long work, if it has none
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
@@ -150,12 +188,7 @@ def run_table(
     for found in results.values():
         found.sort(key=lambda result: int(result["seed"]))
     return {
-        "table": table,
-        "source": source.name,
-        "preset": config.preset,
-        "seeds": list(seeds),
-        "versions": {name: version(name) for name in ("ahernet", "torch", "triton", "numpy")},
-        "commit": _commit(),
+        **provenance(table, data, config, seeds),
         "rows": {
             name: {
                 "mean": _summary(found, mean),
@@ -168,17 +201,48 @@ def run_table(
     }
 
 
+def make_units(configs: dict[str, Config], data: Source | Setting, seeds: Sequence[int]) -> list[Unit]:
+    """Return every run with every seed, seed by seed."""
+    settings = {
+        seed: replace(data, split=seed) if isinstance(data, Setting) else make_setting(data, seed, data.archive.parent)
+        for seed in seeds
+    }
+    return [
+        Unit(name, replace(row, training=replace(row.training, seed=seed)), settings[seed])
+        for seed in seeds
+        for name, row in configs.items()
+    ]
+
+
+def provenance(table: str, data: Source | Setting, config: Config, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return what a result says about how it was made."""
+    return {
+        "table": table,
+        "source": data.name,
+        "preset": config.preset,
+        "seeds": list(seeds),
+        "versions": {name: version(name) for name in ("ahernet", "torch", "triton", "numpy")},
+        "commit": _commit(),
+    }
+
+
 def format_table(table: dict[str, Any]) -> str:
     """Return the table as text: mean and deviation over the seeds in per cent, beside the paper's figures."""
-    paper = {**PAPER_RUNS, **PAPER_TRANSFERS} if table["table"] != "departures" else {}
-    header = ["", *COLUMNS, "aher ahead by", "seconds", "paper"]
+    paper = PAPER[table["table"]]
+    columns = K600_COLUMNS if table["table"] == "k600" else COLUMNS
+    header = ["", *columns, "aher ahead by", "seconds", "paper"]
     lines = [header]
     for name, row in table["rows"].items():
-        cells = [_cell(row["mean"].get(key), row["deviation"].get(key)) for key in COLUMNS.values()]
+        cells = [_cell(row["mean"].get(key), row["deviation"].get(key)) for key in columns.values()]
         ahead = _cell(row["behind_aher"]["mean"], row["behind_aher"]["deviation"])
         lines.append(
             [name, *cells, ahead, f"{row['mean']['seconds']:.0f}", " / ".join(map(str, paper.get(name, ("-",))))]
         )
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_line(cells, widths) for cells in lines)
 

@@ -11,6 +11,9 @@ from ahernet.rendered import (
     render_moment,
     render_video,
     render_world,
+    with_durations,
+    write_rendered,
+    write_rendered_moments,
     write_world,
 )
 
@@ -128,6 +131,39 @@ def test_real_annotations_keep_their_durations_and_segments():
     assert rendered.features.shape == (312, 48)
     assert np.isfinite(rendered.features).all()
     np.testing.assert_array_equal(rendered.segments, broken)
+
+
+def test_annotations_are_rendered_into_an_archive_and_durations_drawn_where_unknown(tmp_path):
+    def video(key, duration, ends):
+        segments = np.array([[1.0, end] for end in ends]).reshape(-1, 2)
+        return VideoAnnotations(key, "", duration, segments, ("a",) * len(ends))
+
+    videos = [
+        video("known", 40.0, [9.0]),
+        video("unknown", float("nan"), [9.0, 30.0]),
+        video("empty", float("nan"), []),
+    ]
+    annotations = Annotations({one.video_id: one for one in videos}, "test")
+    for name in ("one", "two"):
+        write_rendered(tmp_path / name, annotations, SMALL, progress=False)
+    with open_archive(tmp_path / "one") as archive, open_archive(tmp_path / "two") as again:
+        assert archive.ids == ("known", "unknown", "empty")
+        assert (archive.checksums == again.checksums).all()
+        known, unknown, empty = archive.durations.tolist()
+        assert known == 40.0
+        assert 30.0 <= unknown <= 50.0
+        assert SMALL.min_duration <= empty <= SMALL.max_duration
+        assert archive.lengths.tolist() == [int(seconds * 25 / 8) for seconds in archive.durations]
+    assert with_durations(SMALL, annotations).videos["known"] is annotations.videos["known"]
+
+
+def test_moments_are_rendered_into_an_archive_with_their_classes(tmp_path):
+    labels = write_rendered_moments(tmp_path / "m.h5", ("x", "y"), 3, SMALL)
+    assert sorted(labels.values()) == ["x"] * 3 + ["y"] * 3
+    with open_archive(tmp_path / "m.h5") as archive:
+        assert archive.ids == tuple(labels)
+        rows, _ = archive.read([archive.position("moment_y_00002")])
+    np.testing.assert_array_equal(rows, render_moment(SMALL, "y", 2).features.astype(np.float16))
 
 
 def test_a_video_shorter_than_a_clip_has_one_row():

@@ -1,13 +1,26 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ahernet.config import RUNS, config_from_dict, preset, with_run
+from ahernet.data.annotations import Annotations, VideoAnnotations
 from ahernet.errors import UserError
+from ahernet.experiments.paper_settings import Part, SettingPlan, write_setting
+from ahernet.experiments.pictures import draw_table
 from ahernet.experiments.runner import Unit, run_unit
 from ahernet.experiments.setting import make_setting, rendered_source
-from ahernet.experiments.table import PAPER_RUNS, PAPER_TRANSFERS, format_table, run_table, table_configs
+from ahernet.experiments.setting_file import read_setting
+from ahernet.experiments.table import (
+    PAPER_K600,
+    PAPER_RUNS,
+    PAPER_TRANSFERS,
+    SHARES,
+    format_table,
+    run_table,
+    table_configs,
+)
 from ahernet.rendered import WorldConfig
 
 WORLD = WorldConfig(
@@ -37,8 +50,17 @@ def test_rows_are_the_runs_and_the_transfer_variants_of_the_paper():
     assert list(variants) == list(PAPER_TRANSFERS)
     assert len({(row.model.transfer_layers, row.model.transfer_activation) for row in variants.values()}) == 7
     assert all(row.method == table_configs("runs", CONFIG)["aher"].method for row in variants.values())
-    with pytest.raises(UserError, match="table: expected one of runs, transfer, departures, got 'three'"):
+    with pytest.raises(UserError, match="table: expected one of runs, transfer, k600, shares, departures, got 'three'"):
         table_configs("three", CONFIG)
+
+
+def test_shares_are_of_the_annotations_of_the_oracle_alone():
+    rows = table_configs("shares", CONFIG)
+    whole = table_configs("runs", CONFIG)
+    assert rows.pop("aher") == whole["aher"]
+    assert [row.method.annotated_share for row in rows.values()] == list(SHARES)
+    assert rows["aher* 100 %"] == whole["aher*"]
+    assert list(table_configs("k600", CONFIG)) == list(PAPER_K600)
 
 
 def test_departures_are_all_that_the_preset_decides_otherwise_than_the_paper():
@@ -89,6 +111,40 @@ def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_
     changed = replace(unit, config=replace(unit.config, training=replace(unit.config.training, seed=9)))
     assert run_unit(changed, tmp_path)["seconds"] >= 0
     assert not list(tmp_path.glob("*.run"))
+
+
+def clips_setting(folder):
+    """A setting whose moments have an archive of their own, as Kinetics-600 has, and no annotated training videos."""
+
+    def videos(subset, labels):
+        found = {}
+        for label in labels:
+            key = f"{subset}_{label}"
+            found[key] = VideoAnnotations(key, subset, 20.0, np.array([[4.0, 12.0]]), (label,))
+        return found
+
+    base = Annotations(videos("training", "ab"), "base")
+    plan = SettingPlan(
+        "clips",
+        Part(("a", "b"), base, "training", None),
+        Part(("c", "d"), Annotations(videos("validation", "cd"), "novel"), None, "validation"),
+    )
+    return read_setting(write_setting(plan, folder / "setting", render=True, progress=False), folder)
+
+
+def test_table_four_runs_on_a_setting_without_an_oracle_and_is_drawn(tmp_path):
+    setting = clips_setting(tmp_path)
+    table = run_table("k600", setting, CONFIG, [3], tmp_path, rows=["aher0"], progress=False)
+    (run,) = table["runs"]
+    assert set(run["measures"]) == {"novel"}
+    assert (run["seed"], run["setting"]["split"], run["setting"]["novel"]) == (3, 3, ["c", "d"])
+    header, line = format_table(table).splitlines()
+    assert header.split()[:3] == ["@0.5", "@0.75", "@0.95"]
+    assert line.endswith("19.26 / 16.72 / 0.88 / 14.18")
+    draw_table(table, tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"clips: aher\* learns from annotated videos of novel classes"):
+        run_table("shares", setting, CONFIG, [0], tmp_path, rows=["aher* 10 %"])
 
 
 @pytest.mark.parametrize("name", ["paper", "tuned", "tiny"])

@@ -1,0 +1,100 @@
+"""Figures of the paper: networks are trained and kept, then looked into, seed by seed."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ahernet.config import Config, with_run
+from ahernet.experiments import embedding, layers, side_by_side
+from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
+from ahernet.experiments.setting import Setting, Source
+from ahernet.experiments.table import make_units, provenance
+from ahernet.files import make_folder
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        runs: names of the runs that it compares.
+        measure: takes their trained networks by name, the setting and the seed; returns plain data.
+        text: the whole result as a table.
+        draw: writes the picture of the whole result to a path.
+    """
+
+    runs: tuple[str, ...]
+    measure: Callable[[dict[str, Path], Setting, int], dict[str, Any]]
+    text: Callable[[dict[str, Any]], str]
+    draw: Callable[[dict[str, Any], Path], None]
+
+
+FIGURES = {
+    "layers": Figure(layers.RUNS, layers.measure_layers, layers.format_layers, layers.draw_layers),
+    "embedding": Figure(
+        embedding.RUNS, embedding.measure_embedding, embedding.format_embedding, embedding.draw_embedding
+    ),
+    "timelines": Figure(
+        side_by_side.RUNS, side_by_side.measure_timelines, side_by_side.format_timelines, side_by_side.draw_results
+    ),
+}
+
+
+def run_figure(
+    name: str,
+    data: Source | Setting,
+    config: Config,
+    seeds: Sequence[int],
+    folder: Path,
+    jobs: int = 1,
+    *,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train the runs of a figure with every seed, measure, and return the result as plain data.
+
+    Networks and measures that are in `folder` already are taken from there; figures share their networks.
+
+    Args:
+        name: one of `FIGURES`.
+        data: annotated videos, or a whole setting.
+        config: preset that the runs start from.
+        seeds: at least one.
+        folder: for networks and measures; created if need be.
+        jobs: processes that run at the same time.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: as training and localizing.
+    """
+    figure = FIGURES[name]
+    make_folder(folder)
+    units = make_units({run: with_run(config, run) for run in figure.runs}, data, seeds)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        training = [pool.submit(trained_unit, unit, folder) for unit in units]
+        for future in tqdm(as_completed(training), name, len(units), unit="network", disable=not progress):
+            future.result()
+        measuring = [
+            pool.submit(measured, name, [unit for unit in units if unit.config.training.seed == seed], folder)
+            for seed in seeds
+        ]
+        results = [future.result() for future in measuring]
+    return {**provenance(name, data, config, seeds), "results": results}
+
+
+def measured(name: str, units: list[Unit], folder: Path) -> dict[str, Any]:
+    """Return what a figure measures of the runs of one seed, from its file in `folder` if it is there.
+
+    Raises:
+        UserError: as `run_figure`.
+    """
+    figure, seed, setting = FIGURES[name], units[0].config.training.seed, units[0].setting
+    networks = {unit.name: trained_unit(unit, folder) for unit in units}
+    wanted = {"networks": {unit.name: wanted_of(unit) for unit in units}}
+    return kept_result(
+        folder / f"{name}-{seed}.json", {"seed": seed}, wanted, lambda: figure.measure(networks, setting, seed)
+    )

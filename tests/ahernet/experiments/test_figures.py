@@ -1,0 +1,153 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ahernet.commands.experiments import FIGURES as OFFERED
+from ahernet.config import config_from_dict, with_run
+from ahernet.data.annotations import VideoAnnotations
+from ahernet.errors import UserError
+from ahernet.experiments import layers
+from ahernet.experiments.embedding import KINDS, principal_components, told_apart
+from ahernet.experiments.figures import FIGURES, measured, run_figure
+from ahernet.experiments.runner import Unit, trained_unit
+from ahernet.experiments.setting import make_setting, rendered_source
+from ahernet.rendered import WorldConfig
+
+WORLD = WorldConfig(
+    classes=4, training_videos=8, validation_videos=4, dimension=8, min_duration=20, max_duration=30, max_share=0.3
+)
+CONFIG = config_from_dict(
+    {
+        "preset": "tiny",
+        "model": {"width": 1 / 256, "minimum_channels": 4, "steps": 128, "moment_steps": 64},
+        "method": {"pretrain_iterations": 1, "context_iterations": 1},
+        "training": {"batch_size": 2, "iterations": 2},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return rendered_source(tmp_path_factory.mktemp("data"), WORLD)
+
+
+@pytest.fixture(scope="module")
+def setting(source):
+    return make_setting(source, 0, source.archive.parent)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.fixture(scope="module")
+def networks(setting, folder):
+    return {run: trained_unit(Unit(run, with_run(CONFIG, run), setting), folder) for run in ("aher", "aher-")}
+
+
+def result_of(name, networks, setting):
+    measured = FIGURES[name].measure({run: networks[run] for run in FIGURES[name].runs}, setting, 0)
+    return {"table": name, "source": "rendered", "seeds": [0], "results": [{"seed": 0, **measured}]}
+
+
+def test_layers_count_what_lies_in_instances_and_how_much_of_it_is_right(networks, setting, tmp_path):
+    result = result_of("layers", networks, setting)
+    found = result["results"][0]
+    assert found["videos"] > 0
+    assert [layer["cells"] for layer in found["layers"]] == [32, 16, 8, 4, 2, 1, 1, 1]
+    for layer in found["layers"]:
+        assert 0 <= layer["proposals"] <= layers.PROPOSALS * found["videos"]
+        for run in layers.RUNS:
+            assert (layer[run] is None) == (layer["proposals"] == 0)
+            assert layer[run] is None or 0 <= layer[run] <= 1
+    assert sum(layer["proposals"] for layer in found["layers"]) > 0
+    text = FIGURES["layers"].text(result).splitlines()
+    assert len(text) == 1 + 8 + 1
+    FIGURES["layers"].draw(result, tmp_path / "layers.png")
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_class_of_a_proposal_is_that_of_the_instance_its_centre_lies_in():
+    video = VideoAnnotations("v", "", 10.0, np.array([[1.0, 4.0], [3.0, 6.0]]), ("b", "a"))
+    segments = torch.tensor([[[0.0, 0.4], [0.3, 0.5], [0.0, 0.7], [0.4, 0.6], [0.5, 1.0]]])
+    assert layers._truth([(video, 10.0)], segments, ("a", "b")).tolist() == [[1, 0, 1, 0, -1]]
+
+
+def test_timelines_hold_the_best_of_both_runs_and_are_drawn(networks, setting, tmp_path):
+    result = result_of("timelines", networks, setting)
+    videos = result["results"][0]["videos"]
+    assert 0 < len(videos) <= 6
+    for video in videos:
+        assert {one["label"] for one in video["instances"]} <= set(setting.novel)
+        for found in video["found"].values():
+            assert 0 < len(found) <= 5
+            scores = [one["score"] for one in found]
+            assert scores == sorted(scores, reverse=True)
+    FIGURES["timelines"].draw(result, tmp_path / "timelines.png")
+    drawn = {path.stem for path in (tmp_path / "timelines" / "seed-0").glob("*.png")}
+    assert drawn == {video["video"] for video in videos}
+    assert len(FIGURES["timelines"].text(result).splitlines()) == 1 + len(videos)
+
+
+@pytest.mark.parametrize("sklearn", [False, True])
+def test_an_embedding_says_how_it_was_projected(networks, setting, tmp_path, monkeypatch, sklearn):
+    if sklearn:
+        pytest.importorskip("sklearn")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = result_of("embedding", networks, setting)
+    found = result["results"][0]
+    assert found["projection"].startswith("t-SNE" if sklearn else "first two principal components")
+    assert tuple(found["points"]) == KINDS
+    assert all(np.isfinite(points).all() and np.shape(points)[1] == 2 for points in found["points"].values())
+    FIGURES["embedding"].draw(result, tmp_path / "embedding.png")
+    assert found["projection"] in FIGURES["embedding"].text(result)
+
+
+def test_sets_that_are_alike_cannot_be_told_apart_and_distant_ones_can():
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 400, 3))
+    assert 0.4 < told_apart(one, other) < 0.6
+    assert told_apart(one, other + 20) == 1.0
+    assert told_apart(one, other[:50] + 20) == 1.0
+
+
+def test_principal_components_keep_distances_and_order_variances():
+    rows = np.random.default_rng(0).standard_normal((20, 5)) * [1, 2, 3, 4, 5]
+    reduced = principal_components(rows, 256)
+    assert reduced.shape == (20, 5)
+    np.testing.assert_allclose(np.linalg.norm(reduced[0] - reduced[1]), np.linalg.norm(rows[0] - rows[1]))
+    assert (np.diff(reduced.var(axis=0)) <= 0).all()
+    assert principal_components(rows, 2).shape == (20, 2)
+
+
+def test_a_trained_network_is_kept_and_made_anew_for_other_settings(setting, tmp_path):
+    unit = Unit("aher0", with_run(CONFIG, "aher0"), setting)
+    weights = trained_unit(unit, tmp_path) / "checkpoint.json"
+    first = weights.read_text()
+    (tmp_path / "aher0-0" / "left").touch()
+    assert (trained_unit(unit, tmp_path) / "left").exists()
+    assert weights.read_text() == first
+    changed = replace(unit, config=replace(unit.config, training=replace(unit.config.training, iterations=1)))
+    assert not (trained_unit(changed, tmp_path) / "left").exists()
+    assert weights.read_text() != first
+
+
+def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder):
+    units = [Unit("aher", with_run(CONFIG, "aher"), setting)]
+    found = measured("embedding", units, folder)
+    path = folder / "embedding-0.json"
+    path.write_text(path.read_text().replace(f'"layer": {found["layer"]}', '"layer": -1'))
+    result = run_figure("embedding", source, CONFIG, [0], folder, progress=False)
+    assert [(kept["seed"], kept["layer"]) for kept in result["results"]] == [(0, -1)]
+    assert (result["table"], result["source"], result["seeds"]) == ("embedding", "rendered", [0])
+    assert set(OFFERED) == set(FIGURES)
+
+
+def test_a_setting_without_videos_to_look_into_is_refused(setting, networks):
+    elsewhere = replace(setting, novel_videos=replace(setting.novel_videos, archive=setting.moments))
+    with pytest.raises(UserError, match="has no validation video of rendered of known duration"):
+        FIGURES["layers"].measure(networks, elsewhere, 0)
