@@ -6,6 +6,9 @@ XS to XL, with edges of its own for each data set. Bins hold their upper edge, t
 * coverage: length over duration of the video;
 * length: seconds;
 * instances: how many of the same class the video has.
+
+DETAD drops ground truths of zero length and of coverage above 1 beforehand. Here they stay, as they do in the official
+score, the latter in no bin of coverage.
 """
 
 from dataclasses import dataclass

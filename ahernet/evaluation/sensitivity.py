@@ -2,7 +2,9 @@
 
 Detections are matched with the whole ground truth once. For a part, detections that took a ground truth outside it
 are ignored, neither right nor wrong; those that took none stay false positives. So this is a view of one evaluation
-and not an evaluation of its own, as in DETAD (see `characteristics`).
+and not an evaluation of its own, as in DETAD (see `characteristics`). Every threshold is by itself: a detection that
+takes a ground truth outside at a lower threshold and none at a higher is a false positive at the higher, where the
+program of DETAD leaves it out.
 
 Parts of different size have different precision by chance alone: the false positives are the same, the true positives
 are not. DETAD therefore normalizes precision (Hoiem et al., ECCV 2012): of n ground truths of a class it takes

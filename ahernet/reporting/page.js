@@ -82,21 +82,21 @@
   const across = (share) => LEFT + share * (WIDTH - LEFT - RIGHT);
   const upward = (share) => HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
 
+  // Curves of shares from 0 to 1, or of positive numbers over a logarithmic axis.
   function lineChart(caption, xName, curves, logarithmic) {
     const points = curves.flatMap(([, points]) => points);
     const right = Math.max(...points.map(([x]) => x));
     const left = Math.min(0, ...points.map(([x]) => x));
     const value = logarithmic ? Math.log10 : (y) => y;
     const heights = points.map(([, y]) => value(y));
-    let low = logarithmic ? Math.min(...heights) : 0;
-    let high = Math.max(...heights, logarithmic ? low : 0.01);
-    if (high - low < 1e-9) { high += 0.5; low -= logarithmic ? 0.5 : 0; }
+    let [low, high] = logarithmic ? [Math.min(...heights), Math.max(...heights)] : [0, 1];
+    if (high - low < 1e-9) { high += 0.5; low -= 0.5; }
     const x = (number) => across((number - left) / (right - left || 1));
     const y = (number) => upward((value(number) - low) / (high - low));
     const marks = [];
     const levels = logarithmic ? decades(low, high).map((n) => [10 ** n, brief(10 ** n)]) : ticks(0, high, 5).map((n) => [n, (100 * n).toFixed(0)]);
     for (const [level, name] of levels) marks.push(line(LEFT, y(level), WIDTH - RIGHT, y(level), "axis"), text(LEFT - 6, y(level) + 4, "end", name));
-    for (const tick of ticks(left, right, 6)) marks.push(text(x(tick), HEIGHT - BOTTOM + 16, "middle", count(tick)));
+    for (const tick of ticks(left, right, 6)) marks.push(text(x(tick), HEIGHT - BOTTOM + 16, "middle", tick < 1e7 ? count(tick) : brief(tick)));
     marks.push(text(across(0.5), HEIGHT - 3, "middle", xName));
     curves.forEach(([, points], number) => marks.push(drawn("polyline", {
       class: `curve l${number % 7}`, points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" "),

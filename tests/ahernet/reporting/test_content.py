@@ -1,10 +1,14 @@
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluation_rows import annotations_of, detections_of
 
+from ahernet.data.annotations import read_annotations
+from ahernet.data.detections import read_detections
 from ahernet.evaluation.average_precision import average_precision, match_detections
 from ahernet.evaluation.average_recall import average_recall
 from ahernet.evaluation.bootstrap import bootstrap_interval
@@ -13,6 +17,7 @@ from ahernet.reporting import content as module
 from ahernet.reporting import sample
 from ahernet.reporting.content import CLASS_COLUMNS, LOSS_POINTS, ReportSettings, report_content
 from ahernet.reporting.names import MOST_CHARACTERS, shown
+from ahernet.reporting.page import page
 
 SETTINGS = ReportSettings("Title", {"detections": "found.json"}, draws=20)
 
@@ -141,3 +146,22 @@ def test_few_losses_are_all_shown():
 )
 def test_names_are_shown_on_one_line(name, expected):
     assert shown(name) == expected
+
+
+@pytest.mark.skipif("AHERNET_DATA" not in os.environ, reason="AHERNET_DATA does not name a folder of real data")
+def test_the_official_sample_is_perfect_in_every_part():
+    folder = Path(os.environ["AHERNET_DATA"]) / "activitynet"
+    annotations = read_annotations(
+        folder / "anet_anno_action_19994.json.gz", subsets=folder / "video_info_19994.csv.gz"
+    ).select("validation")
+    detections = read_detections(folder / "sample_detection_prediction.json.gz")
+    content, points = report_content(detections, annotations, SETTINGS)
+    assert content["precision"]["mean_per_threshold"] == [1] * 10
+    assert content["precision"]["interval"]["mean"] == [1, 1]
+    assert points.f1.tolist() == [1] * 200
+    parts = [entry for part in content["sensitivity"]["parts"] for entry in part["bins"]]
+    assert [(entry["normalized"], entry["recall"]) for entry in parts] == [(1, 1)] * 14
+    counts = np.array(content["errors"]["counts"])
+    assert counts[0].tolist() == [7654, 0, 0, 0, 0, 0]
+    assert counts[1:].sum() == 0
+    assert len(page(content)) < 300_000
