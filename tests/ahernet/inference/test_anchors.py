@@ -183,7 +183,7 @@ def test_many_classes_compile_as_one_graph_and_export(localizer, batch):
     step = AnchorStep(localizer, InferenceConfig())
     rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
     program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="eager")
     few = batch[0][: batch[1][2]], batch[1][:3]
     for run in (compiled, program.module()):
         for got, expected in zip(run(*few), step(*few), strict=True):
