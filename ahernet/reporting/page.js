@@ -344,7 +344,7 @@
       const shown = lanes.slice(0, MOST_LANES);
       const length = video.duration === null ? "duration unknown" : `${brief(video.duration)} s`;
       const left = [];
-      if (lanes.length > shown.length) left.push(`${lanes.length - shown.length} classes not drawn`);
+      if (lanes.length > shown.length) left.push(`${lanes.length - shown.length} further lanes not drawn`);
       if (video.left_out[0]) left.push(`${count(video.left_out[0])} ground truths not embedded`);
       if (video.left_out[1]) left.push(`${count(video.left_out[1])} detections of lower score not embedded`);
       const tracks = element("div", { class: "tracks" });
