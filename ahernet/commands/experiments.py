@@ -151,9 +151,7 @@ COMMANDS = {
             "yours, or rendered by formulas onto the real annotations."
         ),
         usage="NAME --out FOLDER [options]",
-        example=(
-            "th14-anet_fg --thumos14 thumos14.json --activitynet activitynet.json --share 0.1 --render --out th14"
-        ),
+        example=("th14-anet_fg --thumos14 thumos14.json --activitynet anet.json --share 0.1 --render --out th14"),
         add_arguments=_add_setting,
         run=_run_setting,
     ),

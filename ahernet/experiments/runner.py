@@ -10,7 +10,7 @@ from typing import Any
 from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.config import Config, config_from_dict, config_to_dict
 from ahernet.data.annotations import Annotations, match_video_ids
-from ahernet.data.archive import FeatureArchive, open_archive
+from ahernet.data.archive import open_archive
 from ahernet.data.detections import Detections
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
@@ -22,7 +22,7 @@ from ahernet.files import make_folder, replace_when_complete
 from ahernet.inference.localize import localize
 from ahernet.training.trainer import train
 
-TRAINED_NAME = "trained.json"
+UNIT_NAME = "unit.json"  # what is trained in a folder
 SHOWN_THRESHOLDS = ((0, 0.5), (5, 0.75), (9, 0.95))  # rows of the thresholds, and the thresholds
 
 
@@ -71,7 +71,7 @@ def trained_unit(unit: Unit, folder: Path, progress: bool = False) -> Path:
         UserError: as `ahernet.training.trainer.train`.
     """
     kept = folder / unit.file_name.removesuffix(".json")
-    mark = kept / TRAINED_NAME
+    mark = kept / UNIT_NAME
     wanted = wanted_of(unit)
     if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != wanted:
         shutil.rmtree(kept, ignore_errors=True)
@@ -115,16 +115,12 @@ def found_in(
             archive,
             checkpoint,
             video_ids=list(places.values()),
-            durations=_unknown_durations(archive, scored, places),
+            durations={place: truth.videos[key].duration for key, place in places.items()},
             classes=classes,
             device="cpu",
             progress=progress,
         )
     return found, scored, len(truth.videos) - len(scored.videos)
-
-
-def _unknown_durations(archive: FeatureArchive, truth: Annotations, places: dict[str, str]) -> dict[str, float]:
-    return {place: truth.videos[key].duration for key, place in places.items() if truth.videos[key].duration > 0}
 
 
 def wanted_of(unit: Unit) -> dict[str, Any]:

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ahernet.cli import main
 from ahernet.commands.command import Command
-from ahernet.data.annotations import Annotations, VideoAnnotations, read_annotations
+from ahernet.data.annotations import Annotations, VideoAnnotations, read_annotations, write_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
@@ -220,3 +221,28 @@ def test_kinetics_has_durations_that_hold_its_instances(published):
     annotations = PAPER_SETTINGS["anet-k600"](published).novel.annotations
     for video in with_durations(ANNOTATED_WORLD, annotations).videos.values():
         assert video.segments.max() <= video.duration <= video.segments.max() / 0.6
+
+
+def test_the_command_writes_a_setting_and_says_what_is_in_it(plan, tmp_path, capsys):
+    for name, part in (("thumos14", plan.base), ("activitynet", plan.novel)):
+        write_annotations(tmp_path / f"{name}.json", part.annotations)
+    files = [f"--{name}={tmp_path}/{name}.json" for name in ("thumos14", "activitynet")]
+    assert main(["setting", "th14-anet_fg", *files, "--share", "0.5", "--out", f"{tmp_path}/out"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "base training: 4 instances of 2 classes in 4 videos"
+    assert printed[-1].endswith("setting.toml; put your features where it says, or change it")
+    assert main(["setting", "anet-k600", *files, "--out", f"{tmp_path}/other"]) == 2
+    assert "--kinetics600: this setting needs it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["runs", "--setting", "s.toml", "--recordings", "r.npz"], "--setting or --recordings, not both"),
+        (["layers", "--rows", "aher"], "--rows: layers is a figure and has none"),
+        (["runs", "--setting", "absent.toml"], "absent.toml: cannot read the setting"),
+    ],
+)
+def test_an_experiment_that_makes_no_sense_ends_as_one_line(tmp_path, capsys, options, message):
+    assert main(["experiment", *options, "--work", f"{tmp_path}/work"]) == 2
+    assert message in capsys.readouterr().err

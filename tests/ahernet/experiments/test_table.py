@@ -4,13 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ahernet.checkpoint import Checkpoint
 from ahernet.config import RUNS, config_from_dict, preset, with_run
 from ahernet.data.annotations import Annotations, VideoAnnotations
+from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 from ahernet.experiments.paper_settings import Part, SettingPlan, write_setting
 from ahernet.experiments.pictures import draw_table
-from ahernet.experiments.runner import Unit, run_unit
-from ahernet.experiments.setting import make_setting, rendered_source
+from ahernet.experiments.runner import Unit, found_in, run_unit
+from ahernet.experiments.setting import Source, make_setting, rendered_source
 from ahernet.experiments.setting_file import read_setting
 from ahernet.experiments.table import (
     PAPER_K600,
@@ -21,6 +23,7 @@ from ahernet.experiments.table import (
     run_table,
     table_configs,
 )
+from ahernet.model.localizer import Localizer
 from ahernet.rendered import WorldConfig
 
 WORLD = WorldConfig(
@@ -153,3 +156,22 @@ def test_presets_have_all_that_every_run_needs(name):
     assert rows["aherA-"].method.context_iterations > 0
     assert not rows["aherA-"].method.real_residual
     assert rows["aherR"].method.real_residual == rows["aher"].method.real_residual == (name != "paper")
+
+
+def test_videos_without_features_are_counted_and_ids_may_lack_their_prefix(tmp_path):
+    def video(key):
+        return VideoAnnotations(key, "validation", 20.0, np.array([[4.0, 12.0]]), ("c",))
+
+    annotations = Annotations({key: video(key) for key in ("v_one", "v_two", "v_three")}, "some")
+    with ArchiveWriter(tmp_path / "f.h5", dimension=4) as writer:
+        for key in ("one", "v_three"):
+            writer.add(key, np.ones((40, 4)))
+    config = replace(CONFIG, model=replace(CONFIG.model, feature_dimension=4))
+    checkpoint = Checkpoint(config, ("c", "d"), (), Localizer(config.model, 2).eval(), tmp_path)
+    source = Source("some", tmp_path / "f.h5", tmp_path / "unused.json")
+    found, truth, without = found_in(source, annotations, checkpoint, ("c",))
+    assert (list(found.video_ids), list(truth.videos), without) == (["one", "v_three"], ["v_one", "v_three"], 1)
+    assert found.classes == ("c",)
+    assert 0 < found.segments.max() <= 20.0
+    with pytest.raises(UserError, match=r"f.h5: has none of the 1 videos of none to score on"):
+        found_in(source, Annotations({"x": video("x")}, "none"), checkpoint, ("c",))
