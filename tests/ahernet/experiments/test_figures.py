@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from ahernet.commands.experiments import FIGURES as OFFERED
 from ahernet.config import config_from_dict, with_run
 from ahernet.data.annotations import VideoAnnotations
 from ahernet.errors import UserError
-from ahernet.experiments import layers
+from ahernet.experiments import figures, layers
 from ahernet.experiments.embedding import KINDS, principal_components, told_apart
 from ahernet.experiments.figures import FIGURES, measured, run_figure
 from ahernet.experiments.runner import Unit, trained_unit
@@ -136,7 +137,9 @@ def test_a_trained_network_is_kept_and_made_anew_for_other_settings(setting, tmp
     assert weights.read_text() != first
 
 
-def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder):
+def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder, monkeypatch):
+    # A thread spares the start of a process.
+    monkeypatch.setattr(figures, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     units = [Unit("aher", with_run(CONFIG, "aher"), setting)]
     found = measured("embedding", units, folder)
     path = folder / "embedding-0.json"

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from ahernet.config import RUNS, config_from_dict, preset, with_run
 from ahernet.data.annotations import Annotations, VideoAnnotations
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
+from ahernet.experiments import table as table_of_runs
 from ahernet.experiments.paper_settings import Part, SettingPlan, write_setting
 from ahernet.experiments.pictures import draw_table
 from ahernet.experiments.runner import Unit, found_in, run_unit
@@ -135,7 +137,9 @@ def clips_setting(folder):
     return read_setting(write_setting(plan, folder / "setting", render=True, progress=False), folder)
 
 
-def test_table_four_runs_on_a_setting_without_an_oracle_and_is_drawn(tmp_path):
+def test_table_four_runs_on_a_setting_without_an_oracle_and_is_drawn(tmp_path, monkeypatch):
+    # A thread spares the start of a process.
+    monkeypatch.setattr(table_of_runs, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     setting = clips_setting(tmp_path)
     table = run_table("k600", setting, CONFIG, [3], tmp_path, rows=["aher0"], progress=False)
     (run,) = table["runs"]
