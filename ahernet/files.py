@@ -88,14 +88,19 @@ def claim_folder(path: Path) -> Iterator[None]:
     """Be the only writer of the existing folder `path`, and remove what a killed writer left half-written.
 
     Raises:
-        BusyFolder: another process writes there.
+        BusyFolder: another process writes there, or has just removed the folder.
     """
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError as error:
+        raise BusyFolder(f"{path}: another process has just removed it, try again") from error
     try:  # closing releases the claim, as does the end of the process however it comes
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyFolder(f"{path}: another process is writing there, wait for it or use another folder") from error
+        if not _is_at(folder, path):  # removed by the former owner, so that a claim of it keeps nobody out
+            raise BusyFolder(f"{path}: another process has just removed it, try again")
         for left in path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield
@@ -114,6 +119,14 @@ def safe_file_name(video_id: str) -> str:
         return name
     digest = hashlib.sha256(video_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{name[: MAX_NAME_BYTES - 17]}-{digest}"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -13,10 +13,11 @@ all videos are there the archive is written, in the order that the caller wants,
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -32,7 +33,7 @@ from ahernet.data.archive_writer import (
     write_archive,
 )
 from ahernet.errors import UserError
-from ahernet.files import check_output_file, claim_folder, make_folder, replace_when_complete
+from ahernet.files import BusyFolder, check_output_file, claim_folder, make_folder, replace_when_complete
 
 FORMAT = "ahernet partial archive 1"
 
@@ -188,9 +189,10 @@ def open_journal(
         UserError: another process is at work there, the folder was begun with other settings, or cannot be written.
     """
     check_output_file(out)
-    folder = out.with_name(out.name + ".partial")
+    folder = partial_folder(out)
     make_folder(folder)
     with claim_folder(folder):
+        _remove_copies(out)
         everything = {"format": FORMAT, "dimension": dimension, "dtype": dtype, **settings}
         _begin_or_compare(folder, json.loads(json.dumps(everything)))
         try:
@@ -204,12 +206,53 @@ def open_journal(
         finally:
             journal.close()
             if done or not journal.finished:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def remove_leftovers(out: Path, *others: Path) -> None:
+    """Remove what a killed run left beside the finished archive `out`, unless another process is at work there.
+
+    Args:
+        out: the archive.
+        others: files that are written only while the journal of the archive is open.
+
+    Raises:
+        UserError: the folder beside it cannot be created or written.
+    """
+    folder = partial_folder(out)
+    make_folder(folder)
+    with suppress(BusyFolder), claim_folder(folder):
+        for path in (out, *others):
+            _remove_copies(path)
+        _remove(folder)
+
+
+def partial_folder(out: Path) -> Path:
+    """Return the folder in which `out` is being made."""
+    return out.with_name(out.name + ".partial")
+
+
+def _remove_copies(path: Path) -> None:
+    """Remove what killed calls of `replace_when_complete` left of this file."""
+    path = path.resolve()
+    name = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.tmp")
+    for found in path.parent.glob(".*.tmp"):
+        if name.fullmatch(found.name):
+            found.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a journal; what a kill leaves of it holds no finished video."""
+    (folder / "journal.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _begin_or_compare(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.exists():
+        # Nobody knows the settings of rows without any.
+        (folder / "journal.jsonl").unlink(missing_ok=True)
+        (folder / "rows.bin").unlink(missing_ok=True)
         with replace_when_complete(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return

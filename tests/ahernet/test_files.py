@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from ahernet.errors import UserError
 from ahernet.files import (
     MAX_NAME_BYTES,
+    BusyFolder,
     check_output_file,
     claim_folder,
     make_folder,
@@ -110,6 +112,28 @@ def test_claiming_a_folder_removes_what_a_killed_writer_left(tmp_path):
     with claim_folder(tmp_path):
         assert not (tmp_path / ".state.pt.abc.tmp").exists()
         assert (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_folder_that_its_owner_removed_before_the_claim_is_not_claimed(made_anew, tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    lock = fcntl.flock
+
+    def lock_late(descriptor, how):
+        folder.rename(tmp_path / "removed")
+        if made_anew:
+            folder.mkdir()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with pytest.raises(BusyFolder, match="just removed it"), claim_folder(folder):
+        pass
+
+
+def test_a_folder_that_is_gone_is_not_claimed(tmp_path):
+    with pytest.raises(BusyFolder, match="just removed it"), claim_folder(tmp_path / "gone"):
+        pass
 
 
 @given(st.text())

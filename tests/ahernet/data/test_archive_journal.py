@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahernet.data.archive import open_archive
-from ahernet.data.archive_journal import open_journal
+from ahernet.data.archive_journal import open_journal, remove_leftovers
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
 
@@ -109,6 +110,55 @@ def test_another_writer_and_other_settings_are_refused_by_name(tmp_path):
         pass
     with journal_of(out) as journal:
         assert list(journal.finished) == ["a"]
+
+
+def test_a_kill_while_the_folder_is_removed_leaves_no_rows_of_unknown_settings(tmp_path, monkeypatch):
+    out, folder = tmp_path / "a.h5", tmp_path / "a.h5.partial"
+    left = []
+
+    def killed_at_once(path, **_):
+        (path / "settings.json").unlink()
+        left.extend(sorted(found.name for found in path.iterdir()))
+
+    monkeypatch.setattr(shutil, "rmtree", killed_at_once)
+    with journal_of(out) as journal:
+        journal.add("a", ramp(2), 1.0, "s")
+    monkeypatch.undo()
+    assert left == ["rows.bin"]
+    with journal_of(out, clip_stride=16) as journal:
+        assert not journal.finished
+        journal.add("a", ramp(1, 9), 1.0, "s")
+        journal.publish(["a"], clip_stride=16, origin="")
+    with open_archive(out) as archive:
+        assert (archive.read([0])[0] == ramp(1, 9)).all()
+    assert not folder.exists()
+
+
+def test_finished_videos_of_unknown_settings_are_not_taken_over(tmp_path):
+    out = tmp_path / "a.h5"
+    with killed(journal_of(out)) as journal:
+        journal.add("a", ramp(2), 1.0, "s")
+    (tmp_path / "a.h5.partial" / "settings.json").unlink()
+    with killed(journal_of(out, clip_stride=16)) as journal:
+        assert not journal.finished
+        assert (tmp_path / "a.h5.partial" / "rows.bin").stat().st_size == 0
+
+
+def test_what_a_kill_left_beside_an_archive_is_removed_but_not_from_another_process(tmp_path):
+    out, other = tmp_path / "a.h5", tmp_path / ".a.h5.b.h5.abcdefgh.tmp"
+    copy, folder = tmp_path / ".a.h5.ab_0efgh.tmp", tmp_path / "a.h5.partial"
+    for path in (other, copy):
+        path.touch()
+    with journal_of(out) as journal:
+        assert not copy.exists()
+        journal.add("a", ramp(2), 1.0, "s")
+        journal.publish(["a"], clip_stride=8, origin="")
+        copy.touch()
+        remove_leftovers(out)
+        assert copy.exists()
+        assert (folder / "journal.jsonl").exists()
+    remove_leftovers(out)
+    assert sorted(tmp_path.iterdir()) == [other, out]
 
 
 def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path):
