@@ -86,11 +86,21 @@ class ExtractionReport:
 
 
 class NoUsableVideo(UserError):
-    """None of the videos is of use; `skipped` says why, by video id."""
+    """None of the videos is of use."""
 
-    def __init__(self, message: str, skipped: Mapping[str, str]) -> None:
-        super().__init__(message)
-        self.skipped = skipped
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of the videos before their archive is there.
+
+    Attributes:
+        kept: whether any is of use, so that there will be an archive.
+        remarks, skipped: as in `ExtractionReport`.
+    """
+
+    kept: bool
+    remarks: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
 def extract(
@@ -101,6 +111,7 @@ def extract(
     settings: ExtractionSettings | None = None,
     *,
     progress: bool = True,
+    before_publishing: Callable[[Outcome], None] = lambda outcome: None,
 ) -> ExtractionReport:
     """Extract the features of videos into the archive `out`, in the order given.
 
@@ -114,6 +125,8 @@ def extract(
         decoder: opens the files.
         settings: how the work is done.
         progress: show a progress bar on standard error.
+        before_publishing: called when all videos are done, before the archive gets its name and while no other
+            process can make it, also where no video is of use.
 
     Raises:
         UserError: a video is of no use (with "stop") or all are, another process makes the same archive, a partial
@@ -146,12 +159,18 @@ def extract(
                 _keep(video, journal, sources, videos, skipped, settings.on_error)
                 advance(video)
         kept = [video_id for video_id in videos if video_id not in skipped]
+        finished = [journal.finished[video_id] for video_id in kept]
+        outcome = Outcome(
+            bool(kept),
+            {video.id: "; ".join(video.remarks) for video in finished if video.remarks},
+            {video_id: skipped[video_id] for video_id in videos if video_id in skipped},
+        )
+        before_publishing(outcome)
         if not kept:
             first = next(iter(skipped))
             message = f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {skipped[first]}"
-            raise NoUsableVideo(message, skipped)
+            raise NoUsableVideo(message)
         journal.publish(kept, clip_stride=settings.clip_stride, origin=json.dumps(origin, ensure_ascii=False))
-        finished = [journal.finished[video_id] for video_id in kept]
     return ExtractionReport(
         out,
         len(kept),
@@ -159,8 +178,8 @@ def extract(
         network.backbone.dimension,
         math.fsum(video.duration for video in finished),
         len(videos) - len(todo),
-        {video.id: "; ".join(video.remarks) for video in finished if video.remarks},
-        {video_id: skipped[video_id] for video_id in videos if video_id in skipped},
+        outcome.remarks,
+        outcome.skipped,
     )
 
 

@@ -2,16 +2,19 @@
 
     extraction.json     which videos, how, and which parts there are
     part-000000.h5      a part: a feature archive, complete when it has its name
+    part-000000.json    written before it: why videos are missing from it, what others lack, and whether any is left
     manifest.json       makes the parts readable as one archive; written when all are there
 
 A part is made as any archive is (`ahernet.extraction.extract`), so that whatever is killed goes on where it was, and
 ends with the same bytes whoever computes it. Videos that are of no use are missing from their part, which its report
-names.
+names; a part without remarks has no report, and one without usable videos has no archive.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +22,11 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ahernet.data.archive import open_archive
+from ahernet.data.archive_journal import remove_leftovers
 from ahernet.data.archive_set import MANIFEST_NAME, write_manifest
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import find_backbone
-from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, extract
+from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, Outcome, extract
 from ahernet.extraction.network import Arithmetic, ClipNetwork
 from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.files import BusyFolder, make_own_folder, replace_when_complete
@@ -79,7 +83,8 @@ class PartsReport:
     unfinished: int
 
     def __str__(self) -> str:
-        text = f"{self.folder}: {self.videos:,} videos in {self.parts:,} archives"
+        there = f"{self.parts - self.unfinished:,} of " if self.unfinished else ""
+        text = f"{self.folder}: {self.videos:,} videos in {there}{self.parts:,} archives"
         if self.missing:
             text += f"\nskipped {len(self.missing):,} videos, as {self.missing[0]!r}; part-*.json say why"
         if self.unfinished:
@@ -102,7 +107,7 @@ def extract_parts(job: PartsJob, *, engine: Engine = "local", actors: int = 1, p
     """
     make_own_folder(job.folder, JOB_NAME)
     maker = _PartMaker(job)
-    _begin_or_compare(job, maker.network)
+    maker.compare()
     pending = [number for number in range(count_parts(job)) if not is_made(job, number)]
     done = count_parts(job) - len(pending)
     with tqdm(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
@@ -134,13 +139,19 @@ def part_path(job: PartsJob, number: int) -> Path:
 
 
 def report_path(job: PartsJob, number: int) -> Path:
-    """Return where remarks on the videos of a part are."""
+    """Return where remarks on the videos of a part are, if there are any."""
     return job.folder / f"part-{number:06d}.json"
 
 
 def is_made(job: PartsJob, number: int) -> bool:
     """Whether a part is complete: its archive is there, or its report says that it has no usable video."""
-    return part_path(job, number).exists() or report_path(job, number).exists()
+    if part_path(job, number).exists():
+        return True
+    try:
+        report = json.loads(report_path(job, number).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(report, dict) and report.get("archive") is False
 
 
 class _PartMaker:
@@ -150,33 +161,66 @@ class _PartMaker:
         self._job = job
         self.network = ClipNetwork(find_backbone(job.backbone), job.weights, job.device, job.arithmetic)
         self._decoder = PyAVDecoder(job.decode_on)
+        self._ids = hashlib.sha256("\0".join(job.videos).encode()).hexdigest()
+
+    def compare(self) -> None:
+        """Find that the folder is of this job, if it has been begun.
+
+        Whether parts are computed on the same device as before is a question for those who compute them.
+
+        Raises:
+            UserError: it is of another job.
+        """
+        described = self._describe()
+        del described["device"]
+        if (self._job.folder / JOB_NAME).exists():
+            _compare(self._job.folder, described)
 
     def make(self, number: int, progress: bool = False) -> None:
         """Make a part, unless it is there or another process makes it."""
         job = self._job
+        _begin_or_compare(job.folder, self._describe())
         if is_made(job, number):
             return
-        remarks: Mapping[str, str] = {}
-        try:
-            report = extract(
+        # One who holds another's claim or finds no usable video leaves no archive; the report says which.
+        with suppress(BusyFolder, NoUsableVideo):
+            extract(
                 part_videos(job, number),
                 part_path(job, number),
                 self.network,
                 self._decoder,
                 job.settings,
                 progress=progress,
+                before_publishing=lambda outcome: _write_report(report_path(job, number), outcome),
             )
-            skipped, remarks = report.skipped, report.remarks
-        except BusyFolder:
-            return
-        except NoUsableVideo as nothing:
-            if job.settings.on_error == "stop":
-                raise
-            skipped = nothing.skipped
-        if skipped or remarks:
-            with replace_when_complete(report_path(job, number)) as path:
-                content = {"skipped": dict(skipped), "remarks": dict(remarks)}
-                path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _describe(self) -> dict[str, Any]:
+        job = self._job
+        described = {
+            "format": JOB_FORMAT,
+            "network": self.network.describe(),
+            "device": self.network.device.type,
+            "decoder": self._decoder.name,
+            "clip_stride": job.settings.clip_stride,
+            "batch_size": job.settings.batch_size,
+            "dtype": job.settings.dtype,
+            "on_error": job.settings.on_error,
+            "part_videos": job.part_videos,
+            "videos": len(job.videos),
+            "ids": self._ids,
+        }
+        as_stored: dict[str, Any] = json.loads(json.dumps(described))
+        return as_stored
+
+
+def _write_report(path: Path, outcome: Outcome) -> None:
+    """Write what there is to say of a part, before its archive: a kill between them costs only the archive."""
+    if not outcome.skipped and not outcome.remarks:
+        path.unlink(missing_ok=True)
+        return
+    content = {"archive": outcome.kept, "skipped": dict(outcome.skipped), "remarks": dict(outcome.remarks)}
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _actor(job: PartsJob, numbers: Sequence[int]) -> Do:
@@ -184,37 +228,40 @@ def _actor(job: PartsJob, numbers: Sequence[int]) -> Do:
     return lambda task: maker.make(numbers[task])
 
 
-def _begin_or_compare(job: PartsJob, network: ClipNetwork) -> None:
+def _begin_or_compare(folder: Path, described: Mapping[str, Any]) -> None:
     """Write down what the folder is to hold, or find that it holds the same already."""
-    described: dict[str, Any] = {
-        "format": JOB_FORMAT,
-        "network": network.describe(),
-        "clip_stride": job.settings.clip_stride,
-        "batch_size": job.settings.batch_size,
-        "dtype": job.settings.dtype,
-        "on_error": job.settings.on_error,
-        "part_videos": job.part_videos,
-        "videos": len(job.videos),
-        "ids": hashlib.sha256("\0".join(job.videos).encode()).hexdigest(),
-    }
-    described = json.loads(json.dumps(described))
-    path = job.folder / JOB_NAME
-    if not path.exists():
-        with replace_when_complete(path) as temporary:
-            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    path = folder / JOB_NAME
+    if path.exists():
+        _compare(folder, described)
         return
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def _compare(folder: Path, described: Mapping[str, Any]) -> None:
+    path = folder / JOB_NAME
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot read what the folder holds ({error})") from error
     for key, value in described.items():
         if not isinstance(found, dict) or found.get(key) != value:
-            raise UserError(f"{job.folder}: holds parts of another extraction, of another {key}; give another folder")
+            raise UserError(f"{folder}: holds parts of another extraction, of another {key}; give another folder")
+
+
+def _left_over(folder: Path) -> list[int]:
+    """Return the parts beside which a kill may have left something."""
+    kind = re.compile(r"(?:part-(\d{6,})\.h5\.partial|\.part-(\d{6,})\.(?:h5|json)\.[a-z0-9_]{8}\.tmp)")
+    found = map(kind.fullmatch, (path.name for path in folder.iterdir()))
+    return sorted({int(match[1] or match[2]) for match in found if match})
 
 
 def _finish(job: PartsJob) -> PartsReport:
     """Write the manifest if all parts are there, and say what they hold."""
     numbers = range(count_parts(job))
+    for number in _left_over(job.folder):
+        if number in numbers and is_made(job, number):
+            remove_leftovers(part_path(job, number), report_path(job, number))
     unfinished = sum(not is_made(job, number) for number in numbers)
     paths = [part_path(job, number) for number in numbers if part_path(job, number).exists()]
     held: set[str] = set()

@@ -7,11 +7,12 @@ import sys
 import pytest
 from small_videos import TINY, write_video
 
+from ahernet.data.archive_journal import ArchiveJournal
 from ahernet.data.archive_set import open_features
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import BACKBONES
 from ahernet.extraction.extract import ExtractionSettings
-from ahernet.extraction.parts import PartsJob, extract_parts, part_path
+from ahernet.extraction.parts import PartsJob, extract_parts, part_path, report_path
 from ahernet.files import claim_folder
 
 VIDEOS = 7
@@ -120,8 +121,74 @@ def test_a_part_that_another_process_makes_is_left_to_it(job):
     assert report.unfinished == 1
     assert not part_path(job, 1).exists()
     assert not (job.folder / "manifest.json").exists()
+    assert str(report).splitlines()[0] == f"{job.folder}: 4 videos in 2 of 3 archives"
     assert "1 archives are being made by other processes" in str(report)
     assert run(job).unfinished == 0
+
+
+def test_a_kill_after_a_part_has_its_name_loses_no_report_and_leaves_nothing_beside_it(job, monkeypatch):
+    job = broken(job, "v1", "v6")
+    undisturbed = dataclasses.replace(job, folder=job.folder.with_name("undisturbed"))
+    run(undisturbed)
+    publish = ArchiveJournal.publish
+
+    def publish_and_end(*arguments, **settings):
+        publish(*arguments, **settings)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(ArchiveJournal, "publish", publish_and_end)
+        run(job)
+    assert part_path(job, 0).exists()
+    assert (job.folder / "part-000000.h5.partial").exists()
+    for name in (".part-000000.h5.abcdefgh.tmp", ".part-000000.json.abcdefgh.tmp", ".part-000001.h5.01234567.tmp"):
+        (job.folder / name).touch()
+    run(job)
+    assert contents(job.folder) == contents(undisturbed.folder)
+
+
+def test_what_is_beside_a_part_stays_while_another_process_holds_it(job):
+    run(job)
+    busy = job.folder / "part-000001.h5.partial"
+    busy.mkdir()
+    with claim_folder(busy):
+        (job.folder / ".part-000001.h5.abcdefgh.tmp").touch()
+        run(job)
+        assert busy.exists()
+        assert (job.folder / ".part-000001.h5.abcdefgh.tmp").exists()
+
+
+@pytest.mark.parametrize("damage", [None, "[", "[]"])
+def test_a_part_with_a_report_is_made_again_when_its_archive_is_gone(job, damage):
+    job = broken(job, "v1")
+    run(job)
+    before = contents(job.folder)
+    part_path(job, 0).unlink()
+    if damage is not None:
+        report_path(job, 0).write_text(damage)
+    assert run(job).missing == ("v1",)
+    assert contents(job.folder) == before
+
+
+def test_a_report_that_no_longer_holds_goes_when_its_part_is_made_again(job):
+    run(broken(job, "v1"))
+    part_path(job, 0).unlink()
+    skip = dataclasses.replace(job.settings, on_error="skip")
+    assert run(dataclasses.replace(job, settings=skip)).missing == ()
+    assert not report_path(job, 0).exists()
+
+
+@pytest.mark.parametrize("key", ["decoder", "device"])
+def test_parts_of_another_decoder_or_device_are_refused_before_work(job, key):
+    run(job)
+    part_path(job, 1).unlink()
+    described = json.loads((job.folder / "extraction.json").read_text())
+    assert described["decoder"] == "pyav"
+    assert described["device"] == "cpu"
+    (job.folder / "extraction.json").write_text(json.dumps({**described, key: "another"}))
+    with pytest.raises(UserError, match=f"holds parts of another extraction, of another {key}"):
+        run(job)
+    assert not part_path(job, 1).exists()
 
 
 ON_RAY = """
