@@ -10,7 +10,9 @@ files have the same dimension and type of features and the same origin, and no v
 """
 
 import json
+import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ SET_FORMAT = "ahernet-archive-set"
 SET_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 26
+SPARE_FILES = 256  # that a process may open beside a set: pipes of workers, checkpoints, further archives
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ def open_features(path: Path) -> FeatureArchive:
     """Open a feature archive, or a set of them: its manifest (.json) or the folder that holds one.
 
     Raises:
-        UserError: as `open_archive`; the manifest is malformed, or does not fit the files.
+        UserError: as `open_archive`; the manifest is malformed, does not fit the files, or lists more of them than
+            a process may have open.
     """
     path = Path(path)
     if not is_set(path):
         return open_archive(path)
     manifest, listed = read_manifest(path)
+    _allow_open_files(manifest, len(listed))
     archives: list[FeatureArchive] = []
     try:
         for item in listed:
@@ -141,15 +146,13 @@ def write_manifest(manifest: Path, files: Sequence[Path]) -> None:
     for file in files:
         if file.resolve().parent != manifest.resolve().parent:
             raise UserError(f"{file}: expected in the folder of the manifest, {manifest.parent}")
-    archives: list[FeatureArchive] = []
-    try:
-        archives.extend(map(open_archive, files))
-        check_uniform(archives)
-        _refuse_repeated(archives)
-        listed = [ListedArchive(file.name, len(a), int(a.offsets[-1])) for file, a in zip(files, archives, strict=True)]
-    finally:
-        for archive in archives:
-            archive.close()
+    archives: list[FeatureArchive] = []  # closed: there may be more of them than files that a process may have open
+    for file in files:
+        with open_archive(file) as archive:
+            archives.append(archive)
+    check_uniform(archives)
+    _refuse_repeated(archives)
+    listed = [ListedArchive(file.name, len(a), int(a.offsets[-1])) for file, a in zip(files, archives, strict=True)]
     content = {"format": SET_FORMAT, "version": SET_VERSION, "archives": [asdict(item) for item in listed]}
     with replace_when_complete(manifest) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -167,6 +170,21 @@ def check_uniform(archives: Sequence[FeatureArchive]) -> None:
             here, there = getattr(first, name), getattr(other, name)
             if here != there:
                 raise UserError(f"{other.path}: its {name} is {there!s}, that of {first.path} is {here!s}")
+
+
+def _allow_open_files(manifest: Path, count: int) -> None:
+    """Let this process have so many more files open; the usual limit of 1,024 is one that it may raise itself."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + len(list(Path("/dev/fd").glob("*")))
+    if allowed != resource.RLIM_INFINITY and allowed < needed + SPARE_FILES:
+        with suppress(OSError, ValueError):  # some systems have a lower limit than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            allowed = most
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise UserError(
+            f"{manifest}: lists {count:,} archives, too many to open at once: this process may have {allowed:,} files "
+            "open; raise the limit (ulimit -n), or list fewer and larger archives"
+        )
 
 
 def _listed(manifest: Path, item: Any) -> ListedArchive:

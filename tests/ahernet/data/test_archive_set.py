@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +118,40 @@ def test_a_missing_archive_is_named(folder):
     (folder / "b.h5").unlink()
     with pytest.raises(UserError, match=r"b\.h5"):
         open_features(folder)
+
+
+OPEN_MANY = """
+import resource, sys
+from pathlib import Path
+from ahernet.data.archive_set import open_features, write_manifest
+from ahernet.errors import UserError
+
+folder = Path(sys.argv[1])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+write_manifest(folder / "manifest.json", sorted(folder.glob("*.h5")))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+with open_features(folder) as joined:
+    print(len(joined), int(joined.read([59])[0][0, 0]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+try:
+    open_features(folder)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_set_may_have_more_files_than_a_process_has_leave_to_open_at_first(tmp_path):
+    row = 0
+    for number in range(60):
+        row = write(tmp_path / f"{number:02d}.h5", [f"v{number:02d}"], row)
+    result = subprocess.run(
+        [sys.executable, "-c", OPEN_MANY, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["40", "60 59"], result.stderr
+    assert lines[2].startswith(f"{tmp_path / 'manifest.json'}: lists 60 archives, too many to open at once")
+    assert "40 files open; raise the limit (ulimit -n)" in lines[2]
 
 
 GOOD = {"file": "a.h5", "videos": 4, "rows": 7}
