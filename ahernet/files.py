@@ -44,6 +44,31 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_once(path: Path, text: str) -> bool:
+    """Write a file that was not there, whole and to disk; return False if there is one already, and leave it.
+
+    Of several processes that try at the same time one writes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path.exists():
+        return False
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as temporary:
+            temporary.write(text)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            Path(temporary.name).chmod(0o666 & ~_umask())
+            os.link(temporary.name, path)
+        _flush_to_disk(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror})") from error
+    return True
+
+
 def check_output_file(path: Path) -> None:
     """Refuse what a file cannot take the place of; good to ask before long work.
 
@@ -52,7 +77,11 @@ def check_output_file(path: Path) -> None:
     """
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: not a file name")
-    if path.exists() and not path.is_file():
+    try:
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{str(path)[:80]}...: not a file name ({error.strerror})") from error
+    if is_other:
         raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
 
 
@@ -75,7 +104,8 @@ def make_own_folder(path: Path, mark: str) -> None:
         UserError: it holds other files, or cannot be created.
     """
     make_folder(path)
-    if not (path / mark).exists() and any(not found.name.startswith(".") for found in path.iterdir()):
+    others = any(not found.name.startswith(".") for found in path.iterdir())
+    if others and not (path / mark).exists():  # in this order: another process may just be putting it there
         raise UserError(f"{path}: holds other files, expected a folder that is new, empty or begun by this command")
 
 

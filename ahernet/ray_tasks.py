@@ -56,15 +56,20 @@ def run_on_ray(
 
 class _Actor:
     def __init__(self, make: Callable[..., Do], arguments: tuple[Any, ...]) -> None:
-        self._do = make(*arguments)
+        self._mistake = ""
+        try:
+            self._do = make(*arguments)
+        except UserError as mistake:
+            self._mistake = str(mistake)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do the tasks of a batch; a mistake of the user comes back as text, for Ray would repeat a failed task."""
         mistakes = []
         for number in batch["number"]:
             try:
-                self._do(int(number))
-                mistakes.append("")
+                if not self._mistake:
+                    self._do(int(number))
+                mistakes.append(self._mistake)
             except UserError as mistake:
                 mistakes.append(str(mistake))
         return {"number": batch["number"], "mistake": mistakes}

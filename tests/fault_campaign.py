@@ -90,7 +90,7 @@ def _extract(folder: Path, out: Path) -> list[str]:
 
 
 def _localize(folder: Path, out: Path) -> list[str]:
-    settings = ["--shard-videos", "1", "--batch-size", "1", "--device", "cpu"]
+    settings = ["--shard-videos", "1", "--batch-size", "1", "--device", "cpu", "--processes", "1"]
     return ["localize", str(folder / "archive.h5"), str(folder / "run"), "--out", str(out), *settings]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,10 @@ def _add_localize(parser: ArgumentParser) -> None:
         "--shard-format", metavar="NAME", help="of the shards: parquet, json, csv, json.gz or csv.gz (default: parquet)"
     )
     parser.add_argument(
-        "--processes", type=int, metavar="NUMBER", help="that share the shards of a folder, a GPU each (default: 1)"
+        "--processes",
+        type=int,
+        metavar="NUMBER",
+        help="that share the shards of a folder, each with a GPU or one thread of a CPU (default: one for each)",
     )
     parser.add_argument(
         "--engine",
@@ -100,9 +104,12 @@ def _localize_into_file(parsed: Namespace) -> None:
 
     from ahernet.checkpoint import load_checkpoint
     from ahernet.data.archive_set import open_features
-    from ahernet.data.detection_shards import write_shard
+    from ahernet.data.detection_shards import PARQUET, write_shard
+    from ahernet.data.detections_parquet import require_parquet
     from ahernet.inference.localize import localize
 
+    if parsed.out.suffix.lower() == PARQUET:
+        require_parquet()
     with open_features(parsed.archive) as archive:
         video_ids, durations = None, None
         if parsed.annotations is not None:
@@ -159,15 +166,27 @@ def _localize_into_folder(parsed: Namespace) -> None:
         parsed.on_error,
     )
     result = localize_shards(
-        job, device=parsed.device, processes=parsed.processes or 1, engine=on_ray if parsed.engine == "ray" else None
+        job,
+        device=parsed.device,
+        processes=parsed.processes or _devices(parsed.device),
+        engine=on_ray if parsed.engine == "ray" else None,
     )
     if result.without_features:
         print(_without_features(len(durations or ()), result.without_features), file=sys.stderr)
     if result.skipped:
         print(f"left out {result.skipped:,} videos, listed in part-*.skipped.json", file=sys.stderr)
-    if result.unfinished:
-        print(f"{result.unfinished:,} shards are being worked on by other processes", file=sys.stderr)
     print(f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos")
+
+
+def _devices(device: str) -> int:
+    """Return how many GPUs there are to use, or else how many CPUs."""
+    import torch
+
+    from ahernet.device import choose_device
+
+    if choose_device(device).type == "cpu":
+        return len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() if device in ("auto", "cuda") else 1
 
 
 def _inference_config(parsed: Namespace, config: Config) -> InferenceConfig:

@@ -108,6 +108,9 @@ def read_manifest(path: Path) -> tuple[Path, list[ListedArchive]]:
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{manifest}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
         stored = json.loads(content)
+    except FileNotFoundError as error:
+        what = f"a folder without {MANIFEST_NAME}" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}, expected a feature archive or a folder of archives") from error
     except OSError as error:
         raise UserError(f"{manifest}: cannot read the manifest of archives ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ import numpy as np
 from ahernet.data.detections import SUFFIXES, Detections, read_detections, write_detections
 from ahernet.data.detections_parquet import read_parquet, write_parquet
 from ahernet.errors import UserError
-from ahernet.files import replace_when_complete
+from ahernet.files import write_once
 
 SHARDS_FORMAT = "ahernet-detections"
 SHARDS_VERSION = 1
@@ -48,13 +48,21 @@ def load_detections(path: Path) -> Detections:
     return joined_detections(path, [_read(part) for part in parts], manifest["classes"])
 
 
-def write_shard(path: Path, detections: Detections) -> None:
-    """Write the detections of a shard in the format that its name says.
+def write_shard(path: Path, detections: Detections, *, as_spelled: bool = False) -> None:
+    """Write detections in the format that the name of the file says.
+
+    Args:
+        path: to write.
+        detections: what it gets.
+        as_spelled: keep ids as they are: in shards, where another one may hold the video that an id without `v_` names.
 
     Raises:
         UserError: unknown suffix, a library is missing, or the file cannot be written.
     """
-    (write_parquet if path.suffix == PARQUET else write_detections)(path, detections)
+    if path.suffix.lower() == PARQUET:
+        write_parquet(path, detections)
+    else:
+        write_detections(path, detections, as_spelled=as_spelled)
 
 
 def shard_names(count: int, suffix: str) -> list[str]:
@@ -82,6 +90,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
         manifest = json.loads(content)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: a folder without {MANIFEST_NAME}, expected one that localize wrote") from error
     except OSError as error:
         raise UserError(f"{path}: cannot read the manifest of detections ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -94,6 +104,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         names = manifest.get(key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{path}: {key}: expected a list of names")
+    if not manifest["shards"]:
+        raise UserError(f"{path}: shards: expected at least one")
     for name in manifest["shards"]:
         if name != Path(name).name or not name.startswith("part-"):
             raise UserError(f"{path}: shards: expected names of files in its folder, got {name!r:.80}")
@@ -107,18 +119,16 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         UserError: the folder holds another one: of other videos, another network or other settings.
     """
     whole = {"format": SHARDS_FORMAT, "version": SHARDS_VERSION, **manifest}
-    path = folder / MANIFEST_NAME
-    if path.exists():
-        found = read_manifest(folder)
-        for key, value in whole.items():
-            if found.get(key) != value:
-                raise UserError(
-                    f"{folder}: holds detections of another run: {_difference(key, found.get(key), value)}; "
-                    f"give another folder"
-                )
+    content = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    if write_once(folder / MANIFEST_NAME, content):
         return
-    with replace_when_complete(path) as temporary:
-        temporary.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = read_manifest(folder)
+    for key, value in whole.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{folder}: holds detections of another run: {_difference(key, found.get(key), value)}; "
+                f"give another folder"
+            )
 
 
 def joined_detections(source: Path, parts: Sequence[Detections], classes: Sequence[str]) -> Detections:
@@ -154,7 +164,7 @@ def joined_detections(source: Path, parts: Sequence[Detections], classes: Sequen
 
 
 def _read(path: Path) -> Detections:
-    return read_parquet(path) if path.suffix == PARQUET else read_detections(path)
+    return read_parquet(path) if path.suffix.lower() == PARQUET else read_detections(path)
 
 
 def _difference(key: str, found: Any, wanted: Any) -> str:

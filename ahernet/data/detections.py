@@ -90,26 +90,27 @@ def read_detections(path: Path) -> Detections:
     return _columns(path, results, _json_rows(path, results))
 
 
-def write_detections(path: Path, detections: Detections) -> None:
+def write_detections(path: Path, detections: Detections, *, as_spelled: bool = False) -> None:
     """Write an ActivityNet result JSON (`.json`) or a CSV (`.csv`), either also as `.gz`.
 
-    Ids lose their `v_` prefix, as the ActivityNet servers expect, unless two ids would become one. In the
-    JSON a video without detections is an empty list; the CSV leaves it out.
+    Ids lose their `v_` prefix, as the ActivityNet servers expect, unless two ids would become one, or `as_spelled`. In
+    the JSON a video without detections is an empty list; the CSV leaves it out.
 
     Raises:
         UserError: unknown suffix, or the file cannot be written.
     """
     write = _write_csv if _format(path) == "csv" else _write_json
+    ids = list(detections.video_ids) if as_spelled else _written_ids(detections.video_ids)
     with replace_when_complete(path) as temporary, temporary.open("wb") as raw:
         if path.suffix.lower() == ".gz":
             with (
                 gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed,
                 io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
             ):
-                write(file, detections)
+                write(file, detections, ids)
         else:
             with io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
-                write(file, detections)
+                write(file, detections, ids)
 
 
 def _format(path: Path) -> str:
@@ -253,30 +254,32 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _write_json(file: TextIO, detections: Detections) -> None:
+def _write_json(file: TextIO, detections: Detections, ids: Sequence[str]) -> None:
     file.write(f'{{"version": {json.dumps(RESULT_VERSION)}, "results": {{')
     separator = "\n"
-    for video_id, rows in _rows_by_video(detections):
+    for video_id, rows in _rows_by_video(detections, ids):
         found = [{"label": label, "score": score, "segment": [start, end]} for start, end, label, score in rows]
         file.write(f"{separator}{json.dumps(video_id)}: {json.dumps(found)}")
         separator = ",\n"
     file.write('\n}, "external_data": {}}\n')
 
 
-def _write_csv(file: TextIO, detections: Detections) -> None:
+def _write_csv(file: TextIO, detections: Detections, ids: Sequence[str]) -> None:
     file.write(",".join(CSV_COLUMNS) + "\n")
     # Text is always quoted: the writer would not quote a lone carriage return, and the reader ends a row there.
     writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    for video_id, rows in _rows_by_video(detections):
+    for video_id, rows in _rows_by_video(detections, ids):
         writer.writerows((video_id, *row) for row in rows)
 
 
-def _rows_by_video(detections: Detections) -> Iterator[tuple[str, list[tuple[float, float, str, float]]]]:
+def _rows_by_video(
+    detections: Detections, ids: Sequence[str]
+) -> Iterator[tuple[str, list[tuple[float, float, str, float]]]]:
     """Yield the id as it is written and the rows (start, end, label, score) of each video."""
     order = np.argsort(detections.video, kind="stable")
     ends = np.cumsum(np.bincount(detections.video, minlength=len(detections.video_ids)))
     start = 0
-    for video_id, end in zip(_written_ids(detections.video_ids), ends.tolist(), strict=True):
+    for video_id, end in zip(ids, ends.tolist(), strict=True):
         rows = order[start:end]
         start = end
         segments = detections.segments[rows].tolist()

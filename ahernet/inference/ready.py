@@ -38,6 +38,8 @@ from ahernet.prefetch import read_ahead
 from ahernet.video_time import unit_to_seconds
 
 NAMED = 5
+# Rows of a batch, unless one video has more: 1 GiB of 2,048 values in float16.
+MOST_ROWS = 1 << 18
 
 OnError = Literal["stop", "skip"]
 
@@ -127,6 +129,8 @@ class ReadyLocalizer:
         Raises:
             UserError: with "stop": as `localize` says.
         """
+        if self._batch_size != self.config.batch_size:  # memory was short for other videos
+            self._use_batches_of(self.config.batch_size)
         seconds = _durations(archive, positions, durations, on_error)
         skipped = {archive.ids[position]: "unknown duration" for position in positions[np.isnan(seconds)]}
         bar.update(len(skipped))
@@ -162,8 +166,7 @@ class ReadyLocalizer:
 
         done = 0
         while done < len(positions):
-            size = self._batch_size
-            batches = [slice(first, first + size) for first in range(done, len(positions), size)]
+            batches = list(_batches(archive.lengths[positions], done, self._batch_size))
             try:
                 with read_ahead(read, batches) as read_batches:
                     for batch, found in self._localize_batches(read_batches):
@@ -243,6 +246,17 @@ class ReadyLocalizer:
             unit_to_seconds(found.segments.numpy(), durations[:, None])[kept],
             scores[kept].astype(np.float64),
         )
+
+
+def _batches(lengths: NDArray[np.int64], first: int, size: int) -> Iterator[slice]:
+    """Divide videos from the first on into batches of at most `size`, and of at most `MOST_ROWS` unless of one."""
+    ends = np.cumsum(lengths)
+    while first < len(lengths):
+        before = ends[first] - lengths[first]
+        fitting = int(np.searchsorted(ends, before + MOST_ROWS, side="right"))
+        last = min(first + size, max(fitting, first + 1), len(lengths))
+        yield slice(first, last)
+        first = last
 
 
 def _show_rate(bar: "tqdm[Any]", seconds: float) -> None:

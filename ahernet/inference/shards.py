@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -31,6 +33,7 @@ from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
 from ahernet.data.archive_set import archive_files
 from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
+from ahernet.device import cpu_threads
 from ahernet.errors import UserError
 from ahernet.files import make_own_folder, replace_when_complete
 from ahernet.inference.localize import progress_bar
@@ -51,8 +54,8 @@ class ShardedJob:
         config: scoring and suppression; that of the checkpoint by default.
         classes: names of those to localize; all by default.
         minimum_scores: by class name.
-        durations: seconds by id: localize only in these videos (ids may differ in the prefix `v_`), and take the
-            durations that the archive does not know from here. None: in all videos.
+        durations: seconds by id: localize only in these videos, and take the durations that the archive does not know
+            from here. None: in all videos. `plan` takes ids that differ from the archive's in the prefix `v_`.
         shard_videos: videos of a shard, at most.
         suffix: of the shards: ".parquet" or that of any detection file.
         on_error: what to do with a video that cannot be localized in.
@@ -72,13 +75,18 @@ class ShardedJob:
 
 @dataclass(frozen=True)
 class Shard:
-    """Videos first:last of those that are chosen in one archive file, and the file that gets their detections."""
+    """Videos first:last of those that are chosen in one archive file, and the file that gets their detections.
+
+    `fingerprint` of the archive and `digest` of the network are those of the plan: work on others is refused.
+    """
 
     number: int
     archive: Path
     first: int
     last: int
     path: Path
+    fingerprint: str
+    digest: str
 
     @property
     def skipped_path(self) -> Path:
@@ -94,14 +102,12 @@ class ShardedResult:
         shards: of the folder, in all.
         videos: of them, in all.
         skipped: of them, left out.
-        unfinished: shards that other processes are working on.
         without_features: annotated videos that the archive lacks.
     """
 
     shards: int
     videos: int
     skipped: int
-    unfinished: int
     without_features: tuple[str, ...]
 
 
@@ -119,59 +125,77 @@ def localize_shards(
 ) -> ShardedResult:
     """Localize actions in the videos of an archive into a folder of shards; shards that are there are kept.
 
+    Shards that another process works on are waited for, and taken over should it end.
+
     Args:
         job: what, how and where.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        processes: that share the work; with "auto" and GPUs each takes the next GPU.
+        processes: that share the work; with "auto" or "cuda" each takes the next GPU, on a CPU each has one thread.
         engine: what shares the work; `on_this_machine` by default.
         progress: show a progress bar on standard error.
 
     Raises:
         UserError: as `localize`; the folder holds detections of another run; a process died.
     """
-    shards, without_features = plan(job)
+    job, shards, without_features = plan(job)
     pending = [shard for shard in shards if not shard.path.exists()]
     with progress_bar(_videos(shards), progress) as bar:
         bar.update(_videos(shards) - _videos(pending))
         if pending:
-            (engine or on_this_machine)(job, pending, device, min(processes, len(pending)), bar)
-    unfinished = sum(not shard.path.exists() for shard in shards)
-    if not unfinished:
-        (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
+            (engine or on_this_machine)(job, pending, device, processes, bar)
+    (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
     skipped = sum(len(json.loads(shard.skipped_path.read_bytes())) for shard in shards if shard.skipped_path.exists())
-    return ShardedResult(len(shards), _videos(shards), skipped, unfinished, without_features)
+    return ShardedResult(len(shards), _videos(shards), skipped, without_features)
 
 
-def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
-    """Return the shards of a job, written down in the manifest of its folder, and annotated videos without features.
+def plan(job: ShardedJob) -> tuple[ShardedJob, list[Shard], tuple[str, ...]]:
+    """Divide a job into shards, written down in the manifest of its folder.
+
+    Returns:
+        The job with durations by the archive's own ids; its shards; annotated videos without features.
 
     Raises:
-        UserError: an archive or the network cannot be read or they do not fit, no video is chosen, or the folder holds
-            detections of another run.
+        UserError: an archive or the network cannot be read or they do not fit, a video is in two archives, none is
+            chosen, or the folder holds detections of another run.
     """
     ready = make_ready(job, "cpu")
-    pieces: list[tuple[Path, int, int]] = []
-    described = []
-    missing = dict.fromkeys(job.durations or ())
+    files: list[tuple[Path, tuple[str, ...], str]] = []
+    owner: dict[str, Path] = {}
     for path, _ in archive_files(job.archive):
         with open_archive(path) as archive:
             ready.check_dimension(archive)
-            chosen = _choose(archive, job)
-            described.append({"file": path.name, "videos": len(chosen.positions), "fingerprint": _fingerprint(archive)})
-        for name in chosen.annotated:
-            missing.pop(name, None)
-        count = len(chosen.positions)
-        pieces += [(path, k, min(k + job.shard_videos, count)) for k in range(0, count, job.shard_videos)]
-    if not pieces:
+            files.append((path, archive.ids, _fingerprint(archive)))
+        for video_id in archive.ids:
+            if owner.setdefault(video_id, path) != path:
+                raise UserError(f"{path}: holds video {video_id!r}, as {owner[video_id]} does")
+    missing: tuple[str, ...] = ()
+    annotated = None
+    if job.durations is not None:
+        annotated = _hash(job.durations)
+        found = match_video_ids(job.durations, owner)
+        missing = tuple(name for name in job.durations if name not in found)
+        job = replace(job, durations={here: job.durations[name] for name, here in found.items()})
+    known = job.durations
+    counts = [sum(known is None or name in known for name in ids) for _, ids, _ in files]
+    if not sum(counts):
         raise UserError(f"{job.archive}: has features of none of {len(missing):,} annotated videos")
+    pieces = [
+        (path, first, min(first + job.shard_videos, count), fingerprint)
+        for (path, _, fingerprint), count in zip(files, counts, strict=True)
+        for first in range(0, count, job.shard_videos)
+    ]
     names = shard_names(len(pieces), job.suffix)
+    digest = ready.checkpoint.digest
     manifest = {
-        "archives": described,
-        "checkpoint": ready.checkpoint.digest,
+        "archives": [
+            {"file": path.name, "videos": count, "fingerprint": fingerprint}
+            for (path, _, fingerprint), count in zip(files, counts, strict=True)
+        ],
+        "checkpoint": digest,
         "classes": list(ready.classes),
         "inference": asdict(ready.config),
         "minimum_scores": dict(job.minimum_scores),
-        "durations": None if job.durations is None else _hash(job.durations),
+        "durations": annotated,
         "on_error": job.on_error,
         "shard_videos": job.shard_videos,
         "shards": names,
@@ -179,9 +203,10 @@ def plan(job: ShardedJob) -> tuple[list[Shard], tuple[str, ...]]:
     make_own_folder(job.folder, MANIFEST_NAME)
     write_manifest(job.folder, json.loads(json.dumps(manifest)))
     shards = [
-        Shard(number, *piece, job.folder / name) for number, (piece, name) in enumerate(zip(pieces, names, strict=True))
+        Shard(number, path, first, last, job.folder / name, fingerprint, digest)
+        for number, ((path, first, last, fingerprint), name) in enumerate(zip(pieces, names, strict=True))
     ]
-    return shards, tuple(missing)
+    return job, shards, missing
 
 
 def make_ready(job: ShardedJob, device: str) -> ReadyLocalizer:
@@ -200,22 +225,40 @@ def make_ready(job: ShardedJob, device: str) -> ReadyLocalizer:
 
 
 def work_on(job: ShardedJob, ready: ReadyLocalizer, shards: Sequence[Shard], bar: "tqdm[Any]") -> None:
-    """Localize in the shards that are neither there nor taken by another process.
+    """Localize in shards until all are there, in those that no other process has taken.
+
+    On a CPU with one thread: sums depend on the number of threads, and shards must not.
 
     Raises:
-        UserError: as `localize`.
+        UserError: as `localize`; an archive or the network is not that of the plan any more.
     """
-    with _claims(job.folder) as claim, ExitStack() as opened:
+    pending = list(shards)
+    with _claims(job.folder) as claim, cpu_threads(1), ExitStack() as opened:
         chosen: _Chosen | None = None
-        for shard in shards:
-            with claim(shard.number) as taken:
-                if not taken or shard.path.exists():
-                    bar.update(_videos([shard]) if shard.path.exists() else 0)
-                    continue
-                if chosen is None or chosen.archive.path != shard.archive:
-                    opened.close()
-                    chosen = _choose(opened.enter_context(open_archive(shard.archive)), job)
-                _complete(job, ready, chosen, shard, bar)
+        while pending:
+            busy = []
+            for shard in pending:
+                with claim(shard.number) as taken:
+                    if shard.path.exists():
+                        bar.update(_videos([shard]))
+                    elif not taken:
+                        busy.append(shard)
+                    else:
+                        if chosen is None or chosen.archive.path != shard.archive:
+                            opened.close()
+                            chosen = _choose(opened.enter_context(open_archive(shard.archive)), job)
+                        _refuse_changed(shard, ready, chosen)
+                        _complete(job, ready, chosen, shard, bar)
+            pending = busy
+            if pending:
+                time.sleep(POLL_SECONDS)
+
+
+def _refuse_changed(shard: Shard, ready: ReadyLocalizer, chosen: "_Chosen") -> None:
+    if chosen.fingerprint != shard.fingerprint:
+        raise UserError(f"{shard.archive}: has changed since this run began; localize into another folder")
+    if ready.checkpoint.digest != shard.digest:
+        raise UserError(f"{ready.checkpoint.source}: has changed since this run began; localize into another folder")
 
 
 def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: "tqdm[Any]") -> None:
@@ -227,24 +270,22 @@ def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: 
     if skipped:
         with replace_when_complete(shard.skipped_path) as path:
             path.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_shard(shard.path, detections)
+    write_shard(shard.path, detections, as_spelled=True)
 
 
 class _Chosen(NamedTuple):
-    """An open archive, the places of the videos to localize in, their known durations, and their annotated ids."""
+    """An open archive with its fingerprint, the places of the videos to localize in, and their known durations."""
 
     archive: FeatureArchive
+    fingerprint: str
     positions: NDArray[np.int64]
     durations: Mapping[str, float]
-    annotated: Sequence[str]
 
 
 def _choose(archive: FeatureArchive, job: ShardedJob) -> _Chosen:
-    if job.durations is None:
-        return _Chosen(archive, np.arange(len(archive)), {}, ())
-    found = match_video_ids(job.durations, archive.ids)
-    positions = np.sort(np.array([archive.position(here) for here in found.values()], np.int64))
-    return _Chosen(archive, positions, {here: job.durations[name] for name, here in found.items()}, tuple(found))
+    known = job.durations
+    chosen = [place for place, video_id in enumerate(archive.ids) if known is None or video_id in known]
+    return _Chosen(archive, _fingerprint(archive), np.array(chosen, np.int64), known or {})
 
 
 def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: "tqdm[Any]") -> None:
@@ -253,16 +294,17 @@ def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, proce
     Raises:
         UserError: as `localize`; a process died, so that shards are missing.
     """
+    processes = min(processes, len(shards))
     if processes == 1:
         work_on(job, make_ready(job, device), shards, bar)
         return
     context = get_context("spawn")
-    gpus = torch.cuda.device_count() if device == "auto" else 0
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     workers: list[SpawnProcess] = []
     try:
         for number in range(processes):
             where = f"cuda:{number % gpus}" if gpus else device
-            worker = context.Process(target=_work_quietly, args=(job, shards, where, processes), daemon=True)
+            worker = context.Process(target=_work_quietly, args=(job, shards, where), daemon=True)
             worker.start()
             workers.append(worker)
         waiting = list(shards)
@@ -286,9 +328,9 @@ def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, proce
         )
 
 
-def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int) -> None:
-    """Work in a process of its own: without a bar, its errors as one line."""
-    torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
+def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str) -> None:
+    """Work in a process of its own: without a bar, its errors as one line, and no longer than the first process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with progress_bar(_videos(shards), shown=False) as bar:
             work_on(job, make_ready(job, device), shards, bar)
@@ -299,10 +341,20 @@ def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str, process
         sys.exit(130)
 
 
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 @contextmanager
 def _claims(folder: Path) -> Iterator[Callable[[int], AbstractContextManager[bool]]]:
     """Give what takes a shard: a context that says whether it is ours, until it ends or this process does."""
-    descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror})") from error
 
     @contextmanager
     def claim(number: int) -> Iterator[bool]:

@@ -195,7 +195,19 @@ def test_localize_takes_videos_of_a_subset_and_settings(world, run, capsys, tmp_
 
 def test_localize_into_a_folder_is_what_goes_into_a_file(world, run, detections, capsys, tmp_path):
     folder = str(tmp_path / "found")
-    arguments = ["localize", world[0], run, "--out", folder, "--device", "cpu", "--shard-videos", "4"]
+    arguments = [
+        "localize",
+        world[0],
+        run,
+        "--out",
+        folder,
+        "--device",
+        "cpu",
+        "--shard-videos",
+        "4",
+        "--processes",
+        "1",
+    ]
     assert main(arguments) == 0
     assert f"{folder}: 3 shards of 9 videos" in capsys.readouterr().out
     assert sorted(path.name for path in Path(folder).glob("part-*")) == [f"part-00000{k}.parquet" for k in range(3)]

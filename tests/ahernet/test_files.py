@@ -1,6 +1,7 @@
 import fcntl
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ahernet.files import (
     make_own_folder,
     replace_when_complete,
     safe_file_name,
+    write_once,
 )
 
 
@@ -164,3 +166,20 @@ def test_a_folder_of_other_files_is_not_taken_for_ones_own(tmp_path):
     (tmp_path / "other" / "letter").touch()
     with pytest.raises(UserError, match="other: holds other files"):
         make_own_folder(tmp_path / "other", "mark")
+
+
+def test_of_those_who_write_once_one_writes(tmp_path):
+    path = tmp_path / "manifest"
+    assert write_once(path, "first")
+    assert not write_once(path, "second")
+    assert path.read_text() == "first"
+    assert [found.name for found in tmp_path.iterdir()] == ["manifest"]
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda number: write_once(tmp_path / "race", str(number)), range(64)))
+    assert sum(written) == 1
+    assert (tmp_path / "race").read_text() == str(written.index(True))
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a file name"):
+        check_output_file(tmp_path / ("x" * 300))

@@ -185,5 +185,7 @@ def test_a_malformed_manifest_is_one_clear_line(folder, content, message):
 
 
 def test_a_folder_without_manifest_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json: cannot read the manifest of archives"):
+    with pytest.raises(
+        UserError, match=r"a folder without manifest\.json, expected a feature archive or a folder of archives"
+    ):
         open_features(tmp_path)

@@ -119,7 +119,7 @@ def test_a_manifest_of_other_content_is_refused(tmp_path, change, message):
 
 
 def test_a_folder_without_manifest_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json: cannot read the manifest of detections"):
+    with pytest.raises(UserError, match=r"a folder without manifest\.json, expected one that localize wrote"):
         load_detections(tmp_path)
 
 

@@ -1,13 +1,17 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inference_references import CLASSES, DURATIONS, LONG, MODEL, write_archive
 
 from ahernet.config import Config, InferenceConfig
 from ahernet.data.archive import open_archive
 from ahernet.errors import UserError
+from ahernet.inference import ready
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
 from ahernet.inference.localize import localize
@@ -217,3 +221,17 @@ def test_the_order_of_the_classes_only_numbers_them(archive, checkpoint, candida
 def test_unknown_repeated_and_no_classes_are_refused(archive, checkpoint, classes, message):
     with pytest.raises(UserError, match=message):
         localize(archive, checkpoint, classes=classes, device="cpu", progress=False)
+
+
+@settings(max_examples=40)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), size=st.integers(1, 6))
+def test_batches_are_bounded_in_videos_and_in_rows(lengths, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ready, "MOST_ROWS", 40)
+        batches = list(ready._batches(np.array(lengths), 0, size))
+    assert [place for batch in batches for place in range(batch.start, batch.stop)] == list(range(len(lengths)))
+    for batch in batches:
+        videos = lengths[batch]
+        assert len(videos) == 1 or (len(videos) <= size and sum(videos) <= 40)
+    for batch, following in itertools.pairwise(batches):
+        assert len(lengths[batch]) == size or sum(lengths[batch]) + lengths[following.start] > 40

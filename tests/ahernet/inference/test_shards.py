@@ -57,7 +57,7 @@ def contents(folder):
 
 def test_shards_together_are_what_one_call_finds(job):
     result = run(job)
-    assert (result.shards, result.videos, result.skipped, result.unfinished) == (4, VIDEOS, 0, 0)
+    assert (result.shards, result.videos, result.skipped) == (4, VIDEOS, 0)
     assert sorted(contents(job.folder)) == ["manifest.json", *(f"part-00000{k}.parquet" for k in range(4))]
     assert [len(read_parquet(job.folder / f"part-00000{k}.parquet").video_ids) for k in range(4)] == [4, 3, 4, 2]
     shards = load_detections(job.folder)
@@ -83,6 +83,62 @@ def test_what_is_finished_is_kept_and_what_is_missing_made_again_byte_for_byte(j
     run(job)
     assert contents(job.folder) == before
     assert kept.stat().st_mtime_ns == times
+
+
+def work(job, shards):
+    from tqdm import tqdm
+
+    with tqdm(disable=True) as bar:
+        work_on(job, make_ready(job, "cpu"), shards, bar)
+
+
+def test_an_archive_that_changes_after_the_plan_is_refused(job):
+    job, shards, _ = plan(job)
+    write_videos(job.archive / "b.h5", [f"v_{k}" for k in range(6, VIDEOS)], seed=2)
+    with pytest.raises(UserError, match=r"b\.h5: has changed since this run began"):
+        work(job, shards)
+    assert [shard.path.exists() for shard in shards] == [True, True, False, False]
+
+
+def test_a_network_that_changes_after_the_plan_is_refused(job, localizer_of_seven):
+    job, shards, _ = plan(job)
+    save_checkpoint(job.checkpoint, Config(model=MODEL), [f"class {k}" for k in range(7)], localizer_of_seven)
+    with pytest.raises(UserError, match="run: has changed since this run began"):
+        work(job, shards)
+    assert not any(shard.path.exists() for shard in shards)
+
+
+def test_shards_are_computed_by_one_thread_whatever_the_process_has(job, monkeypatch):
+    import ahernet.inference.shards as module
+
+    threads = []
+    complete = module._complete
+    monkeypatch.setattr(module, "_complete", lambda *given: (threads.append(torch.get_num_threads()), complete(*given)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(job)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1] * 4
+
+
+def test_ids_that_differ_in_their_prefix_stay_apart(job):
+    write_videos(job.archive / "a.h5", ["v_x", "y"], seed=1)
+    write_videos(job.archive / "b.h5", ["x", "z"], seed=2)
+    write_manifest(job.archive / "manifest.json", [job.archive / "a.h5", job.archive / "b.h5"])
+    for suffix in (".json", ".csv"):
+        folder = job.folder.with_name(suffix[1:])
+        run(dataclasses.replace(job, folder=folder, suffix=suffix))
+        assert load_detections(folder).video_ids == ("v_x", "y", "x", "z")
+    run(dataclasses.replace(job, durations={"x": 5.0}))
+    assert load_detections(job.folder).video_ids == ("x",)
+
+
+def test_a_video_in_two_archives_is_refused(job):
+    write_videos(job.archive / "b.h5", ["v_3", *(f"v_{k}" for k in range(8, VIDEOS))], seed=2)
+    with pytest.raises(UserError, match=r"b\.h5: holds video 'v_3', as .*a\.h5 does"):
+        run(job)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv.gz"])
@@ -142,8 +198,8 @@ def test_videos_that_are_left_out_are_listed_beside_their_shard(job):
     assert load_detections(job.folder).video_ids == ("good",)
 
 
-def test_a_shard_that_another_process_works_on_is_left_to_it(job):
-    shards, _ = plan(job)
+def test_a_shard_that_another_process_works_on_is_waited_for_and_taken_over_when_that_ends(job):
+    _, shards, _ = plan(job)
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -152,28 +208,26 @@ def test_a_shard_that_another_process_works_on_is_left_to_it(job):
             "d = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
             "fcntl.lockf(d, fcntl.LOCK_EX, 1, 2)\n"
             "print('held', flush=True)\n"
-            "time.sleep(60)",
-            job.folder / ".claims",
+            "others = [sys.argv[2] % k for k in (0, 1, 3)]\n"
+            "while not all(map(os.path.exists, others)):\n"
+            "    time.sleep(0.01)\n"
+            "os._exit(int(os.path.exists(sys.argv[2] % 2)))",
+            str(job.folder / ".claims"),
+            str(job.folder / "part-00000%d.parquet"),
         ],
         stdout=subprocess.PIPE,
     )
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        result = run(job)
-        assert result.unfinished == 1
-        assert not shards[2].path.exists()
-        assert all(shard.path.exists() for shard in shards if shard.number != 2)
-    finally:
-        holder.kill()  # and the kernel frees what it held
-        holder.wait()
-    assert run(job).unfinished == 0
+    assert holder.stdout.readline() == b"held\n"
+    run(job)
+    assert holder.wait() == 0  # it held its shard until the others were there
+    assert all(shard.path.exists() for shard in shards)
     assert not (job.folder / ".claims").exists()
 
 
 def test_two_processes_share_the_shards(job):
     run(dataclasses.replace(job, folder=job.folder.with_name("alone")))
     result = run(job, processes=2)
-    assert (result.shards, result.unfinished) == (4, 0)
+    assert result.shards == 4
     alone = contents(job.folder.with_name("alone"))
     assert contents(job.folder) == alone
 
@@ -228,7 +282,7 @@ def test_memory_is_given_back_between_archive_files(job, monkeypatch):
         archive.close = lambda: (closed.append(path.name), close())
         return archive
 
-    shards, _ = plan(job)
+    job, shards, _ = plan(job)
     monkeypatch.setattr(module, "open_archive", watched)
     from tqdm import tqdm
 
@@ -248,7 +302,7 @@ def test_a_claim_ends_with_its_context(tmp_path):
 def test_processes_that_die_are_reported_and_what_is_finished_stays(job):
     from tqdm import tqdm
 
-    shards, _ = plan(job)
+    job, shards, _ = plan(job)
     (job.checkpoint / "checkpoint.json").unlink()
     with tqdm(disable=True) as bar, pytest.raises(UserError, match="2 of 2 processes ended with exit code 2; what is"):
         on_this_machine(job, shards, "cpu", 2, bar)
