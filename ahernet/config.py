@@ -386,7 +386,7 @@ _TUNED = Config(
         # 0.70 to 0.95 never shows a short action in context. Drawn as the base classes fill their videos, nothing is
         # left to choose.
         shares="untrimmed",
-        # Generators that begin from scratch spend the run on becoming what pre-training makes of them.
+        # As the recorded runs have it; beginning from scratch, as the paper does, gives the same.
         pretrain_adversaries=True,
         # The generators have no noise and give what is to be expected; the residual of real background is the
         # variation around it.
