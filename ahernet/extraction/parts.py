@@ -29,7 +29,7 @@ from ahernet.extraction.backbones import find_backbone
 from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, Outcome, extract
 from ahernet.extraction.network import Arithmetic, ClipNetwork
 from ahernet.extraction.pyav_decoder import PyAVDecoder
-from ahernet.files import BusyFolder, make_own_folder, replace_when_complete
+from ahernet.files import BusyFolder, make_own_folder, replace_when_complete, write_once
 from ahernet.ray_tasks import Do, run_on_ray
 
 JOB_NAME = "extraction.json"
@@ -230,12 +230,8 @@ def _actor(job: PartsJob, numbers: Sequence[int]) -> Do:
 
 def _begin_or_compare(folder: Path, described: Mapping[str, Any]) -> None:
     """Write down what the folder is to hold, or find that it holds the same already."""
-    path = folder / JOB_NAME
-    if path.exists():
+    if not write_once(folder / JOB_NAME, json.dumps(described, indent=1) + "\n"):
         _compare(folder, described)
-        return
-    with replace_when_complete(path) as temporary:
-        temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def _compare(folder: Path, described: Mapping[str, Any]) -> None:
