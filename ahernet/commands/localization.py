@@ -127,7 +127,7 @@ def _localize_into_file(parsed: Namespace) -> None:
             video_ids=video_ids,
             durations=durations,
             classes=classes_of(parsed),
-            minimum_scores=_thresholds(parsed.thresholds),
+            minimum_scores=read_thresholds(parsed.thresholds),
             device=parsed.device,
             on_error=parsed.on_error,
         )
@@ -159,7 +159,7 @@ def _localize_into_folder(parsed: Namespace) -> None:
         parsed.out,
         _inference_config(parsed, load_checkpoint(parsed.checkpoint).config),
         None if classes is None else tuple(classes),
-        _thresholds(parsed.thresholds),
+        read_thresholds(parsed.thresholds),
         durations,
         parsed.shard_videos or SHARD_VIDEOS,
         suffix,
@@ -197,8 +197,12 @@ def _inference_config(parsed: Namespace, config: Config) -> InferenceConfig:
     return with_settings(config, changes).inference
 
 
-def _thresholds(path: Path | None) -> dict[str, float]:
-    """Read a JSON object of scores by class name."""
+def read_thresholds(path: Path | None) -> dict[str, float]:
+    """Read a JSON object of scores by class name; nothing of no file.
+
+    Raises:
+        UserError: not such a file.
+    """
     if path is None:
         return {}
     try:
@@ -273,7 +277,7 @@ def _run_evaluate(parsed: Namespace) -> None:
     annotations = read_annotations_of(parsed.annotations, parsed)
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
     selected = selected if classes is None else selected.of_classes(classes)
-    detections = _of_subset(detections, annotations, selected)
+    detections = of_subset(detections, annotations, selected)
     result, recall = average_precision(detections, selected), average_recall(detections, selected)
     if parsed.json is not None:
         make_folder(parsed.json.parent)
@@ -282,7 +286,7 @@ def _run_evaluate(parsed: Namespace) -> None:
     print(format_report(result, recall=recall))
 
 
-def _of_subset(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":
+def of_subset(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":
     """Leave out what is of other subsets: annotated videos, and classes that no video of this subset has.
 
     Neither are errors of this subset: the mean is over the classes that occur in its ground truth.

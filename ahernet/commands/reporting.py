@@ -46,7 +46,7 @@ def _run_report(parsed: Namespace) -> None:
         if path is not None:
             check_output_file(path)
 
-    from ahernet.commands.localization import _of_subset
+    from ahernet.commands.localization import of_subset
     from ahernet.data.detection_shards import load_detections
     from ahernet.reporting.content import ReportSettings, report_content
     from ahernet.reporting.page import write_page
@@ -63,7 +63,7 @@ def _run_report(parsed: Namespace) -> None:
         **({} if parsed.run is None else {"run": parsed.run.name}),
     }
     settings = ReportSettings(f"Report of {parsed.detections.name}", sources, parsed.bins, parsed.draws)
-    content, points = report_content(_of_subset(detections, annotations, selected), selected, settings, losses)
+    content, points = report_content(of_subset(detections, annotations, selected), selected, settings, losses)
     make_folder(parsed.out.parent)
     write_page(parsed.out, content)
     print(f"{parsed.out}: average mAP {100 * content['precision']['mean']:.2f} %")

@@ -5,7 +5,7 @@ import pytest
 from evaluation_rows import annotations_of, detections_of
 
 from ahernet.cli import main
-from ahernet.commands.localization import _thresholds
+from ahernet.commands.localization import read_thresholds
 from ahernet.data.annotations import write_annotations
 from ahernet.data.detections import read_detections, write_detections
 
@@ -55,7 +55,7 @@ def test_thresholds_are_what_localize_takes(inputs, tmp_path):
     path = tmp_path / "thresholds.json"
     out = tmp_path / "report.html"
     assert main(["report", *inputs, "--draws", "5", "--out", str(out), "--thresholds", str(path)]) == 0
-    minimum = _thresholds(path)
+    minimum = read_thresholds(path)
     assert list(minimum) == ["a"]  # no detection of b is right
     scores = read_detections(tmp_path / "found.json").scores
     assert np.sort(scores[scores > minimum["a"]]).tolist() == [0.5, 0.7]
