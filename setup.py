@@ -25,6 +25,9 @@ RAY = [
     *PARQUET,
     "ray[data]>=2.52",  # extraction and localization on many machines; 2.52 has authentication
 ]
+FIGURES = [
+    "scikit-learn>=1.4",  # t-SNE of the figure of embeddings, which shows principal components without it
+]
 BENCH = [
     "pytest-benchmark>=5.2,<6",  # statistics, comparison and JSON of benchmark runs
 ]
@@ -69,6 +72,14 @@ setup(
         "ahernet_kernels": ["py.typed", "tuning.json"],
     },
     install_requires=CORE,
-    extras_require={"video": VIDEO, "parquet": PARQUET, "ray": RAY, "bench": BENCH, "test": TEST, "lint": LINT},
+    extras_require={
+        "video": VIDEO,
+        "parquet": PARQUET,
+        "ray": RAY,
+        "figures": FIGURES,
+        "bench": BENCH,
+        "test": TEST,
+        "lint": LINT,
+    },
     entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},
 )
