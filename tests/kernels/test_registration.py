@@ -68,7 +68,7 @@ def test_opcheck_accepts_the_gradient_of_resample():
 def proposal_loss_leaves(dtype=torch.float32):
     """Arguments of `proposal_loss` whose offsets and overlaps require gradients, and these."""
     offsets, overlaps, *constants = SAMPLES["proposal_loss"].arguments
-    leaves = [[x.to(dtype).requires_grad_() for x in per_scale] for per_scale in (offsets, overlaps)]
+    leaves = [[x.to(dtype, copy=True).requires_grad_() for x in per_scale] for per_scale in (offsets, overlaps)]
     return (*leaves, *constants), tree_leaves(leaves)
 
 

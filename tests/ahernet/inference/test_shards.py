@@ -240,10 +240,10 @@ from ahernet.config import InferenceConfig
 
 write = shards.write_shard
 
-def slow(path, detections):
+def slow(path, detections, **settings):
     print("shard", flush=True)
     time.sleep(0.3)
-    write(path, detections)
+    write(path, detections, **settings)
 
 shards.write_shard = slow
 archive, run, found = map(Path, sys.argv[1:])
