@@ -29,7 +29,7 @@ BUDGETS = {
     "classify_bf16_contiguous": (216, 98336),
     "classify_fp32": (128, 16384),
     "decode_bf16": (64, 512),
-    "decode_channels_first": (96, 512),
+    "decode_channels_first": (232, 512),
     "decode_classified": (72, 512),
     "decode_classified_rows": (72, 512),
     "decode_fp32": (64, 512),
@@ -67,6 +67,8 @@ AMD_REGISTERS_OF_PRODUCTS = {
     "classify_bf16": 144,
     "classify_bf16_contiguous": 168,
 }
+# Bytes that a program of one warp takes to merge its lanes.
+STACKS = {"decode_channels_first": 8}
 
 
 @pytest.mark.aot
@@ -82,7 +84,8 @@ def test_it_compiles_within_its_budget(name, tmp_path):
     assert set(found) == set(ahead_of_time.TARGETS)
     for target, usage in found.items():
         registers, shared = BUDGETS[name]
-        assert (usage["stack"], usage["spills"]) == (0, 0), target
+        assert usage["spills"] == 0, target
+        assert usage["stack"] <= STACKS.get(name, 0), target
         if target.startswith("gfx"):
             registers = AMD_REGISTERS_OF_PRODUCTS.get(name, AMD_REGISTERS)
             shared = min(shared, AMD_SHARED)
