@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ahernet.config import InferenceConfig, ModelConfig, preset
 from ahernet.inference.anchors import AnchorStep
+from ahernet.inference.network import fused_rectified
 from ahernet.model.localizer import Localizer
 from bench import cases, costs
 from bench.peers.localization import detections
@@ -57,23 +58,21 @@ class Localization:
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What the call does before anything is decoded: its time less theirs is that of all that follows.
 
-        And the backbone in other forms, to know what its own is worth.
+        And the backbone in another form, to know what its own is worth.
         """
         sequence, _ = kernels.resample_checked(*self.arguments, self.model.steps, self.step.precision)
-        trained = self.network.backbone.to(self.step.precision)
 
         def searched() -> list[Tensor]:
             with torch.backends.cudnn.flags(benchmark=True):
-                return self.step.backbone(sequence)
+                return self.step.backbone(sequence, fused_rectified)
 
         def resampling() -> tuple[Tensor, Tensor]:
             return kernels.resample_checked(*self.arguments, self.model.steps, self.step.precision)
 
         return {
             "resampling": resampling,
-            "backbone": lambda: self.step.backbone(sequence),
+            "backbone": lambda: self.step.backbone(sequence, fused_rectified),
             "backbone, searched": searched,
-            "backbone, channels first": lambda: trained(sequence),
         }
 
     def cost(self, result: Any) -> costs.Cost:

@@ -6,8 +6,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.network import channels_last, class_logits
+from ahernet.inference.network import frozen
 from ahernet.inference.step import Candidates, Step
+from ahernet.model.heads import class_logits
 from ahernet.model.localizer import Localizer, Outputs
 
 # The logits of a video then fill a megabyte in bfloat16, five times what its feature maps do: from here on they are
@@ -30,10 +31,11 @@ class AnchorStep(Step):
             # Chosen before the transfer, whose product rounds by how many rows it has.
             class_weights = model.transfer(rows if class_rows is None else rows.select(class_rows))
         super().__init__(model, config, class_weights, None)
-        self.heads = channels_last(model.heads).to(self.precision)
+        self.heads = frozen(model.heads).to(self.precision)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
-        self.keeps_logits = config.class_score != "anchor" or len(self.biases[0]) < MANY_CLASSES
+        few_classes = len(self.biases[0]) < MANY_CLASSES
+        self.keeps_logits = config.class_score != "segment" and (config.class_score != "anchor" or few_classes)
 
     def candidates(self, rows: Tensor, offsets: Tensor) -> Candidates:
         """Return all anchors; arguments as `Step.forward`."""
@@ -42,9 +44,16 @@ class AnchorStep(Step):
 
     def scored_maps(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments, scores and labels of all anchors of feature maps."""
+        if self.config.class_score == "segment":
+            return self._classified_segments(maps)
         if self.keeps_logits:
             return self.scored(Outputs(class_logits(maps, self.class_weights), *self.heads(maps)))
-        probability, labels = kernels.classify(maps, *self.class_weights)
+        return self._decode_classified(*kernels.classify(maps, *self.class_weights), maps)
+
+    def _decode_classified(
+        self, probability: Tensor, labels: Tensor, maps: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode the anchors of feature maps whose cells (B, cells) are classified already."""
         offsets, overlaps = self.heads(maps)
         return kernels.decode_classified(
             probability,
@@ -55,6 +64,21 @@ class AnchorStep(Step):
             self.model_config.centre_scale,
             self.model_config.width_scale,
         )
+
+    def _classified_segments(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Classify the segment of every anchor like a moment: what it shows on the finest map, on average.
+
+        A cell alone is noisy, and a cell of a coarse map sees much beside the segment.
+        """
+        cells = (maps[0].shape[0], sum(scale.shape[2] for scale in maps))
+        certain = self.anchors.new_ones(cells), torch.zeros(cells, dtype=torch.int64, device=self.anchors.device)
+        segments, overlaps, _ = self._decode_classified(*certain, maps)
+        finest = maps[0].transpose(1, 2)
+        pooled = torch.bmm(covered_cells(segments, finest.shape[1]).to(finest.dtype), finest)
+        weights, biases = self.class_weights
+        probability, labels = kernels.classify([pooled.transpose(1, 2)], weights[:1], biases[:1])
+        # Where there is no segment, there is no candidate whatever its class.
+        return segments, (probability * overlaps).where(overlaps > -torch.inf, -torch.inf), labels
 
     def scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments, scores and labels of all anchors."""
@@ -85,3 +109,15 @@ class AnchorStep(Step):
         best = rearrange(overlaps, "b (cell ratio) -> b cell ratio", ratio=self.model_config.ratios_per_cell)
         weights: Tensor = best.amax(dim=2, keepdim=True)
         return torch.bmm(cells, weights).squeeze(2) / weights.sum(dim=1)
+
+
+def covered_cells(segments: Tensor, count: int) -> Tensor:
+    """Return the share (B, N, count) that each of `count` equal cells of a video has in segments (B, N, 2).
+
+    The shares of a segment add up to 1, those of an empty one to 0.
+    """
+    start, end = (segments * count).unbind(2)
+    cell = torch.arange(count, device=segments.device)
+    covered = torch.minimum(end[..., None], cell + 1) - torch.maximum(start[..., None], cell)
+    covered = covered.clamp(min=0)
+    return covered / covered.sum(dim=2, keepdim=True).clamp(min=torch.finfo(covered.dtype).tiny)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.network import channels_last
+from ahernet.inference.network import frozen
 from ahernet.inference.step import Candidates, Found, Step, suppress
 from ahernet.model.localizer import Localizer
 from ahernet.model.segment_classifier import pool_segments, segment_logits
@@ -28,7 +28,7 @@ class CropStep(Step):
 
     def __init__(self, model: Localizer, config: InferenceConfig, class_rows: Tensor | None = None) -> None:
         super().__init__(model, config, model.segment_classifier.class_weights(), class_rows)
-        self.heads = channels_last(model.heads).to(self.precision)
+        self.heads = frozen(model.heads).to(self.precision)
         # Of its own: the anchors stay float32 whatever the precision of the network.
         self.register_buffer("anchors", model.anchors.clone(), persistent=False)
 

@@ -5,9 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.network import class_logits
 from ahernet.inference.step import Candidates, Step
-from ahernet.model.heads import ClassWeights
+from ahernet.model.heads import ClassWeights, class_logits
 from ahernet.model.localizer import Localizer
 
 CLASSES_PER_VIDEO = 3

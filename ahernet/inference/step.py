@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ahernet.config import InferenceConfig
-from ahernet.inference.network import ChannelsLastBackbone
+from ahernet.inference.network import frozen, fused_rectified
 from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 
@@ -59,7 +59,7 @@ class Step(nn.Module):
         self.config = config
         self.model_config = model.config
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.backbone = ChannelsLastBackbone(model.backbone).to(self.precision)
+        self.backbone = frozen(model.backbone).to(self.precision)
         chosen = class_weights if class_rows is None else class_weights.select(class_rows)
         self.weights = nn.ParameterList(weight.detach().to(self.precision, copy=True) for weight in chosen.weights)
         self.biases = nn.ParameterList(bias.detach().to(self.precision, copy=True) for bias in chosen.biases)
@@ -87,7 +87,7 @@ class Step(nn.Module):
     def feature_maps(self, rows: Tensor, offsets: Tensor, steps: int) -> tuple[list[Tensor], Tensor]:
         """Bring the rows of videos to `steps`, and map them to feature maps; with which videos are finite (B,)."""
         sequence, finite = kernels.resample_checked(rows, offsets, steps, self.precision)
-        maps: list[Tensor] = self.backbone(sequence)
+        maps: list[Tensor] = self.backbone(sequence, fused_rectified)
         return maps, finite
 
 

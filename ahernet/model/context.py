@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ahernet.config import ModelConfig
+from ahernet.model.convolution import Convolution
 from ahernet.model.stretch import stretch
 
 
@@ -51,7 +52,7 @@ def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, len
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(channels, hidden, kernel_size=3, padding=1),
+        Convolution(channels, hidden),
         nn.ReLU(),
-        nn.Conv1d(hidden, channels, kernel_size=3, padding=1, stride=2),
+        Convolution(hidden, channels, stride=2),
     )

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ahernet.config import ModelConfig
 from ahernet.model.anchors import scale_channels
+from ahernet.model.convolution import Convolution
 
 
 class Discriminators(nn.Module):
@@ -12,7 +13,7 @@ class Discriminators(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
-            nn.Conv1d(channels, config.ratios_per_cell, kernel_size=3, padding=1) for channels in scale_channels(config)
+            Convolution(channels, config.ratios_per_cell) for channels in scale_channels(config)
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ahernet.config import ModelConfig
 from ahernet.model.anchors import scale_channels
+from ahernet.model.convolution import Convolution
 
 # sigmoid(-2) = 0.12, about the mean tiou of a default anchor with its closest ground truth.
 INITIAL_OVERLAP = -2.0
@@ -33,13 +35,12 @@ class ProposalHeads(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels, ratios = scale_channels(config), config.ratios_per_cell
-        self.offsets = nn.ModuleList(nn.Conv1d(d, 2 * ratios, kernel_size=3, padding=1) for d in channels)
-        self.overlaps = nn.ModuleList(nn.Conv1d(d, ratios, kernel_size=3, padding=1) for d in channels)
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.01)
-            else:
-                nn.init.constant_(parameter, INITIAL_OVERLAP if name.startswith("overlaps") else 0.0)
+        offsets = [Convolution(d, 2 * ratios) for d in channels]
+        overlaps = [Convolution(d, ratios) for d in channels]
+        for head in (*offsets, *overlaps):
+            weight = nn.init.normal_(torch.empty(head.weight.shape), std=0.01)
+            head.start_from(weight, INITIAL_OVERLAP if head in overlaps else 0.0)
+        self.offsets, self.overlaps = nn.ModuleList(offsets), nn.ModuleList(overlaps)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Map feature maps (B, d_j, T_j) to offsets (B, 2R, T_j) and overlaps (B, R, T_j), R ratios a cell.
@@ -52,7 +53,7 @@ class ProposalHeads(nn.Module):
 
 
 def class_logits(maps: list[Tensor], class_weights: ClassWeights) -> list[Tensor]:
-    """Classify every cell by a convolution of width 1 with given weights W_clsa.
+    """Classify every cell by a convolution of width 1 with given weights W_clsa, classes last in memory.
 
     Args:
         maps: (B, d_j, T_j) per scale.
@@ -62,6 +63,6 @@ def class_logits(maps: list[Tensor], class_weights: ClassWeights) -> list[Tensor
         (B, C, T_j) logits per scale.
     """
     return [
-        F.conv1d(x, weight.unsqueeze(-1), bias)
+        F.linear(x.transpose(1, 2), weight, bias).transpose(1, 2)
         for x, weight, bias in zip(maps, class_weights.weights, class_weights.biases, strict=True)
     ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ahernet.inference.anchors import AnchorStep
-from ahernet.inference.network import class_logits
+from ahernet.model.heads import class_logits
 from bench.peers import decoding, resampling, suppression
 
 

@@ -209,7 +209,7 @@ def test_unknown_settings_are_refused_with_their_name(folder):
 
 
 def test_half_precision_weights_load_as_float32(folder):
-    state = {name: tensor.half() for name, tensor in _model().state_dict().items()}
+    state = {name: tensor.half().contiguous() for name, tensor in _model().state_dict().items()}
     _replace_weights(folder, safetensors.torch.save(state))
     assert load_checkpoint(folder).model.backbone.stem[0].weight.dtype == torch.float32
 
@@ -226,7 +226,7 @@ def test_half_precision_weights_load_as_float32(folder):
 )
 def test_weights_that_cannot_be_weights_are_named(folder, change, words):
     name = "heads.overlaps.2.weight"
-    state = _model().state_dict()
+    state = {name: tensor.contiguous() for name, tensor in _model().state_dict().items()}
     _replace_weights(folder, safetensors.torch.save({**state, name: change(state[name]).contiguous()}))
     with pytest.raises(UserError) as caught:
         load_checkpoint(folder)

@@ -78,7 +78,7 @@ def assert_found(found, video: int, expected: list[Candidate]) -> None:
     segments = torch.tensor([k[0] for k in expected]).reshape(-1, 2)
     torch.testing.assert_close(found.segments[video, :count], segments, atol=1e-5, rtol=0)
     scores = torch.tensor([k[1] for k in expected])
-    torch.testing.assert_close(found.scores[video, :count], scores, atol=2e-6, rtol=0)
+    torch.testing.assert_close(found.scores[video, :count], scores, atol=1e-5, rtol=0)
     assert found.labels[video, :count].tolist() == [k[2] for k in expected]
 
 

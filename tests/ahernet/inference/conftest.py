@@ -14,7 +14,7 @@ def _random_localizer(class_count, seed):
     model = Localizer(MODEL, class_count).eval()
     with torch.no_grad():  # far enough from the initial state for scores, labels and offsets to differ
         for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
 
 

@@ -20,6 +20,7 @@ def _naive(localizer, config, sequence, class_rows=(0, 1, 2)):
     video = probabilities.mean(dim=1)
     overlaps = torch.cat([scale[0].sigmoid().amax(dim=0) for scale in outputs.overlaps])
     weighted = sum(probabilities[:, cell] * overlaps[cell] for cell in range(len(overlaps))) / overlaps.sum()
+    finest = outputs.logits[0][0]
     candidates = []
     for k, (start, end, j, t, r) in enumerate(anchor_segments(localizer, outputs.offsets)):
         probability, label = probabilities[:, k // 3].max(dim=0)
@@ -29,15 +30,25 @@ def _naive(localizer, config, sequence, class_rows=(0, 1, 2)):
             probability, label = video.max(dim=0)
         elif config.class_score == "weighted":
             probability, label = weighted.max(dim=0)
+        elif config.class_score == "segment":
+            probability, label = _shown(finest, start, end).softmax(dim=0).max(dim=0)
         score = probability * outputs.overlaps[j][0, r, t].sigmoid()
         candidates.append(((start, end), score.item(), label.item()))
     return suppressed(candidates, config)
+
+
+def _shown(cells, start, end):
+    """Mean of the columns of cells (C, T), each weighing as much as the segment has of it."""
+    count = cells.shape[1]
+    shares = [max(0.0, min(end, (t + 1) / count) - max(start, t / count)) for t in range(count)]
+    return sum(share * cells[:, t] for t, share in enumerate(shares)) / max(sum(shares), 1e-30)
 
 
 @pytest.mark.parametrize(
     "config",
     [
         InferenceConfig(),
+        InferenceConfig(class_score="segment", nms_threshold=0.5),
         InferenceConfig(class_score="video", nms_threshold=0.5),
         InferenceConfig(class_score="weighted", nms_threshold=0.5),
         InferenceConfig(class_score="product", nms_threshold=0.5, class_aware=False),
@@ -127,6 +138,7 @@ def test_bfloat16_detections_are_near_the_float32_ones(localizer, batch):
         InferenceConfig(),
         InferenceConfig(class_score="product", suppression="gaussian", top_k_before=50),
         InferenceConfig(class_score="weighted", class_aware=False),
+        InferenceConfig(class_score="segment"),
     ],
 )
 def test_the_step_compiles_as_one_graph_for_any_batch(localizer, batch, config):
@@ -139,8 +151,9 @@ def test_the_step_compiles_as_one_graph_for_any_batch(localizer, batch, config):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-def test_the_step_exports_with_any_number_of_rows_and_videos(localizer, batch):
-    step = AnchorStep(localizer, InferenceConfig())
+@pytest.mark.parametrize("class_score", ["anchor", "segment"])
+def test_the_step_exports_with_any_number_of_rows_and_videos(localizer, batch, class_score):
+    step = AnchorStep(localizer, InferenceConfig(class_score=class_score))
     rows_count, offset_count = torch.export.Dim("rows", min=2), torch.export.Dim("offsets", min=3)
     program = torch.export.export(step, batch, dynamic_shapes=({0: rows_count}, {0: offset_count}))
     few = batch[0][: batch[1][2]], batch[1][:3]
@@ -197,6 +210,29 @@ def test_scores_of_the_video_keep_the_logits_of_many_classes(localizer, batch, c
     monkeypatch.setattr(anchors, "MANY_CLASSES", 1)
     for left, right in zip(AnchorStep(localizer, config)(*batch), expected, strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("segment", "shares"),
+    [
+        ((0.25, 0.75), [0.0, 0.5, 0.5, 0.0]),
+        ((0.0, 1.0), [0.25] * 4),
+        ((0.125, 0.5), [1 / 3, 2 / 3, 0.0, 0.0]),
+        ((0.3, 0.31), [0.0, 1.0, 0.0, 0.0]),
+        ((0.5, 0.5), [0.0] * 4),
+        ((0.0, 0.0), [0.0] * 4),
+    ],
+)
+def test_a_cell_counts_as_much_as_the_segment_has_of_it(segment, shares):
+    found = anchors.covered_cells(torch.tensor([[segment]]), 4)
+    torch.testing.assert_close(found, torch.tensor([[shares]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("without_logits")
+def test_classes_of_segments_need_no_logits_however_few_they_are(localizer, batch):
+    step = AnchorStep(localizer, InferenceConfig(class_score="segment"))
+    assert not step.keeps_logits
+    assert step(*batch).counts.all()
 
 
 @pytest.mark.usefixtures("without_logits")

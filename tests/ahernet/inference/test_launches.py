@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ahernet.config import InferenceConfig
 from ahernet.inference import anchors
 from ahernet.inference.anchors import AnchorStep
-from ahernet.inference.network import channels_last, class_logits
 from ahernet.inference.step import suppress
+from ahernet.model.heads import class_logits
 from ahernet.model.localizer import Localizer, Outputs
 
 VIDEOS = 3
@@ -39,8 +39,8 @@ class AfterTheNetwork(nn.Module):
 def network_outputs(dtype):
     """Outputs of the small network, channels last in memory."""
     model = Localizer(MODEL, len(CLASSES)).to(dtype)
-    maps = channels_last(model.backbone)(torch.zeros((VIDEOS, 512, MODEL.feature_dimension), dtype=dtype))
-    return Outputs(class_logits(maps, model.class_weights().detach()), *channels_last(model.heads)(maps))
+    maps = model.backbone(torch.zeros((VIDEOS, 512, MODEL.feature_dimension), dtype=dtype))
+    return Outputs(class_logits(maps, model.class_weights().detach()), *model.heads(maps))
 
 
 def operations(config, dtype=torch.bfloat16):
@@ -92,7 +92,7 @@ class AfterTheMaps(nn.Module):
 
 def test_many_classes_are_two_launches_more_and_no_products_of_logits(monkeypatch):
     monkeypatch.setattr(anchors, "MANY_CLASSES", len(CLASSES))
-    maps = channels_last(Localizer(MODEL, len(CLASSES)).backbone)(torch.zeros((VIDEOS, 512, MODEL.feature_dimension)))
+    maps = Localizer(MODEL, len(CLASSES)).backbone(torch.zeros((VIDEOS, 512, MODEL.feature_dimension)))
     found = traced(AfterTheMaps(InferenceConfig(precision="float32")), maps)
     assert [name for name in found if name != "convolution"] == [LAUNCH] * 5
 
