@@ -1,7 +1,6 @@
 """The pipeline of one training iteration: its batch in device memory, its networks, ours and the peer's form."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from ahernet.training.batches import Batch
 from ahernet.training.iteration_batches import IterationBatch, Placement
 from ahernet.training.losses import GroundTruth
 from ahernet.training.segment_batches import SegmentBatch
-from ahernet.training.steps import CHANGES, ClassRows, Networks, step_losses
+from ahernet.training.steps import CHANGES, ClassRows, Networks
+from ahernet.training.take_steps import take_steps
+from ahernet.training.training_state import Run, captured_on, make_optimizer
 from bench import cases, costs
 from bench.localization import paper_model
 from bench.peers import training
@@ -26,15 +27,16 @@ class Training:
 
     def __init__(self, device: str, videos: int, classes: int, width: float, mean_rows: int, precision: str) -> None:
         model = paper_model(width)
-        self.videos, self.device, self.precision = videos, device, precision
-        self.config = dataclasses.replace(with_run(preset("paper"), "aher"), model=model)
+        self.videos, self.device = videos, device
+        config = with_run(preset("paper"), "aher")
+        settings = dataclasses.replace(config.training, precision=precision)
+        self.config = dataclasses.replace(config, model=model, training=settings)
         with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
             torch.manual_seed(0)
-            self.networks = Networks(self.config, classes)
-        # Adam's arithmetic for all parameters in one pass, as in training.
-        self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=0.0, fused=True)
+            networks = Networks(self.config, classes)
         base = classes // 2
-        self.rows = ClassRows(torch.arange(base, device=device), torch.arange(base, classes, device=device))
+        rows = ClassRows(torch.arange(base, device=device), torch.arange(base, classes, device=device))
+        self.run = Run(self.config, rows, networks, None, make_optimizer(networks), 0, captured=captured_on(device))
         self.batch = self._batch(base, classes - base, mean_rows)
 
     def _batch(self, base: int, novel: int, mean_rows: int) -> IterationBatch:
@@ -55,29 +57,27 @@ class Training:
         return IterationBatch(untrimmed, foregrounds, None, moments, placement)
 
     def call(self, batch: IterationBatch) -> Tensor:
-        """Return the losses of all steps, having done everything else."""
-        return self._iteration(
-            lambda: {
-                name: step.loss
-                for name, step in step_losses(self.networks, self.config, batch, "main", self.rows).items()
-            }
-        )
+        """Return the sum of the losses of all steps, having done everything else."""
+        take = take_steps if self.run.captured is None else self.run.captured.take
+        return take(self.run, batch, "main")["total"].float()
+
+    def eager(self, batch: IterationBatch) -> Tensor:
+        """The same, launch by launch."""
+        return take_steps(self.run, batch, "main")["total"].float()
 
     def peer(self, batch: IterationBatch) -> Tensor:
         """The same with matching and losses in the form that is common elsewhere."""
-        return self._iteration(lambda: training.step_losses(self.networks, self.config, batch, self.rows))
-
-    def _iteration(self, losses_of_steps: Callable[[], dict[str, Tensor]]) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = losses_of_steps()
-        self.optimizer.zero_grad(set_to_none=True)
+        networks, optimizer = self.run.networks, self.run.optimizer
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"):
+            losses = training.step_losses(networks, self.config, batch, self.run.rows)
+        optimizer.zero_grad(set_to_none=True)
         for name in sorted(losses):
-            changed = [parameter for part in CHANGES[name] for parameter in self.networks.part(part).parameters()]
+            changed = [parameter for part in CHANGES[name] for parameter in networks.part(part).parameters()]
             losses[name].backward(inputs=changed, retain_graph=True)
-        self.optimizer.step()
-        return torch.stack([losses[name].detach().float() for name in sorted(losses)])
+        optimizer.step()
+        return torch.stack([loss.detach().float() for loss in losses.values()]).sum()
 
     def cost(self, result: Any) -> costs.Cost:
         """Bytes and operations of one call."""
-        weight_bytes = costs.parameter_bytes(self.networks)
+        weight_bytes = costs.parameter_bytes(self.run.networks)
         return costs.training_iteration(self.config, self.videos, (self.batch,), weight_bytes)

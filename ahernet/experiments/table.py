@@ -65,7 +65,9 @@ DEPARTURES: dict[str, tuple[str, ...]] = {
     "class loss on foreground": ("loss.class_cells", "inference.class_score"),
     "score of the anchor": ("inference.class_score",),
     "loss weights of 1": ("loss.segment", "loss.classification", "loss.offset", "loss.overlap"),
-    "one learning rate for all": ("training.classifier_rate",),
+    "one learning rate for all": ("training.classifier_rate", "training.transfer_rate"),
+    "transfer learns as fast": ("training.transfer_rate",),
+    "transfer by ELU": ("model.transfer_activation",),
     "hard NMS at 0.9": ("inference.suppression",),
 }
 COLUMNS = {

@@ -17,6 +17,7 @@ from ahernet.config import Config, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
 from ahernet.prefetch import read_ahead
+from ahernet.training.captured_steps import EAGER
 from ahernet.training.iteration_batches import Phase, phase_ranges
 from ahernet.training.loss_log import log_line
 from ahernet.training.ranks import join_ranks
@@ -24,7 +25,8 @@ from ahernet.training.trainer import computing_on, read_batch, read_losses, tota
 from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, new_run, write_state
 
-WARM_UP = 2  # iterations of a phase that are not timed: memory is reserved, kernels are compiled
+# Iterations of a phase that are not timed: memory is reserved, kernels are compiled, on a GPU they are captured.
+WARM_UP = EAGER + 1
 TIMED = 8
 PATIENCE = 20.0  # seconds after which a phase is not tried any longer
 READ = 16  # iterations that are only read

@@ -192,10 +192,11 @@ def _shared_labels(ground_truth: GroundTruth) -> Tensor:
     labels, offsets = ground_truth.labels, ground_truth.offsets
     videos, rows = offsets.shape[0] - 1, labels.shape[0]
     owner = torch.searchsorted(offsets, torch.arange(rows, device=labels.device), right=True) - 1
-    start = torch.full((videos,), NO_LABEL, dtype=labels.dtype, device=labels.device)
+    # One more, for rows behind those of the last video.
+    start = torch.full((videos + 1,), NO_LABEL, dtype=labels.dtype, device=labels.device)
     lowest = start.scatter_reduce(0, owner, labels, "amin", include_self=False)
     highest = start.scatter_reduce(0, owner, labels, "amax", include_self=False)
-    return lowest.where(lowest == highest, NO_LABEL)
+    return lowest.where(lowest == highest, NO_LABEL)[:videos]
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ahernet.checkpoint import save_checkpoint
@@ -33,7 +32,7 @@ from ahernet.prefetch import read_ahead
 from ahernet.training.iteration_batches import IterationBatch, first_main_iteration, phase_of, read_iteration
 from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
 from ahernet.training.ranks import Ranks, join_ranks
-from ahernet.training.steps import CHANGES, step_losses
+from ahernet.training.take_steps import take_steps
 from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, save_state, set_learning_rates, start_or_resume
 
@@ -217,24 +216,11 @@ def train_iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str
     settings, phase = run.config.training, phase_of(run.config.method, iteration)
     adversaries = settings.adversarial_rate if phase == "main" else 1.0
     rate = learning_rate(run.config, iteration)
-    set_learning_rates(run.optimizer, rate, settings.classifier_rate, adversaries)
-    device = next(run.networks.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        steps = step_losses(run.networks, run.config, batch, phase, run.rows, run.ranks)
-    run.optimizer.zero_grad(set_to_none=True)
-    for name, step in steps.items():
-        changed = [parameter for part in CHANGES[name] for parameter in run.networks.part(part).parameters()]
-        # Steps share forward passes, whose graphs are needed until the last of them.
-        step.loss.backward(inputs=changed, retain_graph=True)  # type: ignore[no-untyped-call]
-    run.ranks.sum_gradients(list(run.networks.parameters()))
-    if settings.gradient_clip > 0:
-        for network in run.networks.children():
-            nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
-    run.optimizer.step()
+    set_learning_rates(run.optimizer, rate, settings.classifier_rate, settings.transfer_rate, adversaries)
+    terms = take_steps(run, batch, phase) if run.captured is None else run.captured.take(run, batch, phase)
     run.iteration = iteration + 1
     run.update_average()
-    terms = {name: term.detach() for step in steps.values() for name, term in step.terms.items()}
-    return {"total": torch.stack([step.loss.detach() for step in steps.values()]).sum(), **terms}
+    return terms
 
 
 def read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:

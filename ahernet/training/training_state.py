@@ -13,13 +13,14 @@ from ahernet.config import Config, config_to_dict
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
+from ahernet.training.captured_steps import CapturedSteps
 from ahernet.training.iteration_batches import first_main_iteration
 from ahernet.training.ranks import ALONE, Ranks
 from ahernet.training.steps import ClassRows, Networks
 from ahernet.training.training_data import TrainingData
 
 STATE_NAME = "training_state.pt"
-STATE_FORMAT = "ahernet training state 2"
+STATE_FORMAT = "ahernet training state 3"
 # A resumed run may change these; everything else must be as it was.
 FREE_ON_RESUME = ("preset", "training.iterations", "training.checkpoint_every", "inference.")
 
@@ -36,6 +37,7 @@ class Run:
         optimizer: of all networks.
         iteration: how many iterations the networks have seen.
         ranks: that train the same networks together, fixed.
+        captured: what takes the steps of an iteration, or None where nothing is captured.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     iteration: int
     ranks: Ranks = ALONE
+    captured: CapturedSteps | None = None
 
     def best_localizer(self) -> Localizer:
         """Return the localizer to use: the average where there is one."""
@@ -88,26 +91,51 @@ def new_run(config: Config, data: TrainingData, device: torch.device, ranks: Ran
         torch.manual_seed(config.training.seed)
         networks = Networks(config, len(data.classes)).to(device)
     average = deepcopy(networks.localizer).requires_grad_(False) if config.training.average else None
-    optimizer = torch.optim.Adam(_parameter_groups(networks), lr=config.training.learning_rate, fused=True)
     rows = ClassRows(*(torch.tensor(numbers, device=device) for numbers in (data.base_rows, data.moment_rows)))
-    return Run(config, rows, networks, average, optimizer, 0, ranks)
+    captured = captured_on(device.type) if ranks.count == 1 else None
+    return Run(config, rows, networks, average, make_optimizer(networks), 0, ranks, captured)
+
+
+def captured_on(device_type: str) -> CapturedSteps | None:
+    """Return what takes the steps of one process on a device, if they can be captured there."""
+    return CapturedSteps() if device_type == "cuda" else None
+
+
+def make_optimizer(networks: Networks) -> torch.optim.Optimizer:
+    """Return Adam for all networks, with learning rates of 0 until `set_learning_rates`."""
+    device = next(networks.parameters()).device
+    # Fused: all parameters in one pass. A graph reads the learning rates, and counts its steps, in memory.
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(_parameter_groups(networks), lr=0.0, fused=True, capturable=on_gpu)
+    if on_gpu:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=device)
+    return optimizer
 
 
 def _parameter_groups(networks: Networks) -> list[dict[str, Any]]:
     """Return the parameters by what their learning rate depends on: `set_learning_rates` names the groups."""
-    classifier = list(networks.localizer.segment_classifier.parameters())
-    own = {id(parameter) for parameter in classifier}
+    localizer = networks.localizer
     return [
-        {"params": [parameter for parameter in networks.localizer.parameters() if id(parameter) not in own]},
-        {"params": classifier},
+        {"params": [*localizer.backbone.parameters(), *localizer.heads.parameters()]},
+        {"params": list(localizer.segment_classifier.parameters())},
+        {"params": list(localizer.transfer.parameters())},
         {"params": [*networks.generators.parameters(), *networks.discriminators.parameters()]},
     ]
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float, classifier: float, adversaries: float) -> None:
-    """Set the learning rate, for W_regv times `classifier`, for generators and discriminators times `adversaries`."""
-    for group, factor in zip(optimizer.param_groups, (1.0, classifier, adversaries), strict=True):
-        group["lr"] = rate * factor
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, rate: float, classifier: float, transfer: float, adversaries: float
+) -> None:
+    """Set the learning rate of backbone and heads, and the others' as multiples of it.
+
+    W_regv learns `classifier` times as fast, theta `transfer` times, generators and discriminators `adversaries` times.
+    """
+    for group, factor in zip(optimizer.param_groups, (1.0, classifier, transfer, adversaries), strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate * factor)
+        else:
+            group["lr"] = rate * factor
 
 
 def save_state(folder: Path, run: Run, data: TrainingData) -> None:
@@ -170,7 +198,11 @@ def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) 
     run.networks.load_state_dict(state["networks"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
+    # How the device at hand wants them, whatever that of the state wanted.
+    own = [{name: group[name] for name in ("lr", "capturable")} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(state["optimizer"])
+    for group, settings in zip(run.optimizer.param_groups, own, strict=True):
+        group.update(settings)
     run.iteration = state["iteration"]
 
 

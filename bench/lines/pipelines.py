@@ -32,6 +32,8 @@ def training_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     for videos in sizes.trained:
         training = Training(device, videos, CANDIDATE_CLASSES, sizes.width, sizes.mean_rows, sizes.training_precision)
         peers = {"eager torch, video by video": training.peer}
+        if device == "cuda":
+            peers["ahernet, launch by launch"] = training.eager
         yield Line(
             "training",
             f"B={videos} D={training.config.model.feature_dimension} bf16",

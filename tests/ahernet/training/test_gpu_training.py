@@ -11,7 +11,8 @@ from training_worlds import PHASES, same_states, small_config, train_in
 
 import ahernet
 from ahernet.config import RUNS
-from ahernet.training import trainer
+from ahernet.training import trainer, training_state
+from ahernet.training.captured_steps import EAGER
 from ahernet.training.loss_log import read_loss_log
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,8 @@ from pathlib import Path
 
 from training_worlds import PHASES, open_world, small_config, train_in
 
-from ahernet.training import trainer
+from ahernet.training import trainer, training_state
+from ahernet.training.captured_steps import EAGER
 
 trainer.draw_loss_curve = lambda log, picture: None
 folder, run, precision = Path(sys.argv[1]), *sys.argv[2:]
@@ -66,6 +68,20 @@ def test_half_precision_trains_nearly_as_single_precision_does(world, tmp_path, 
         _losses(world, tmp_path / precision, run, "cuda", precision=precision) for precision in ("bfloat16", "float32")
     )
     _assert_close(found, expected, rel=0.2, abs=0.05)
+
+
+@pytest.mark.parametrize(("run", "precision"), [("aher", "float32"), ("aher", "bfloat16"), ("aher*", "float32")])
+def test_replayed_iterations_train_as_eager_ones_bit_for_bit(world, tmp_path, run, precision, monkeypatch):
+    several = 2 * EAGER + 2
+    method = {"pretrain_iterations": several, "context_iterations": several}
+    config = small_config(run, method=method, training={"iterations": several, "precision": precision})
+    captured, make = [], training_state.CapturedSteps
+    monkeypatch.setattr(training_state, "CapturedSteps", lambda: captured.append(make()) or captured[-1])
+    train_in(world, tmp_path / "replayed", config, device="cuda")
+    assert captured[0].captures >= (3 if run == "aher" else 1)
+    monkeypatch.setattr(training_state, "CapturedSteps", lambda: None)
+    train_in(world, tmp_path / "eager", config, device="cuda")
+    assert same_states(tmp_path / "replayed", tmp_path / "eager")
 
 
 def test_the_average_of_the_parameters_is_kept_on_the_gpu(world, tmp_path):

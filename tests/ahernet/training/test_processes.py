@@ -52,7 +52,7 @@ def _assert_almost_the_same(one, other):
         for name, expected in states[0][networks].items():
             # These add the same to the logits of all classes: their gradients are rounding errors around 0, which
             # Adam makes steps of any direction, and the losses do not depend on them.
-            tolerance = 2e-4 if "transfer" in name and name.endswith("bias") else 1e-5
+            tolerance = 1e-3 if "transfer" in name and name.endswith("bias") else 1e-5
             torch.testing.assert_close(states[1][networks][name], expected, rtol=1e-4, atol=tolerance, msg=name)
     for a, b in zip(*(read_loss_log(run / "losses.jsonl") for run in (one, other)), strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)

@@ -19,7 +19,7 @@ from training_worlds import BASE, DIMENSION, data_of, small_config
 from ahernet.config import RUNS, Config
 from ahernet.model.context import synthesize
 from ahernet.model.segment_classifier import pool_segments, segment_logits
-from ahernet.training import trainer
+from ahernet.training import take_steps, trainer
 from ahernet.training.iteration_batches import IterationBatch, Phase, Placement, phase_of, read_iteration
 from ahernet.training.losses import GroundTruth, assign_anchors, localization_losses
 from ahernet.training.steps import CHANGES, ClassRows, Networks, step_losses, synthetic_ground_truth
@@ -149,7 +149,7 @@ def _changed_parts(world, name, step, monkeypatch, folder):
     before = deepcopy(run.networks)
     iteration = _iteration_of(config, case.phase)
     batch = read_iteration(data.untrimmed, data.moments, config, iteration)
-    monkeypatch.setattr(trainer, "step_losses", lambda *arguments: {step: step_losses(*arguments)[step]})
+    monkeypatch.setattr(take_steps, "step_losses", lambda *arguments: {step: step_losses(*arguments)[step]})
     trainer.train_iteration(run, batch, iteration)
     return {
         part

@@ -16,7 +16,7 @@ from ahernet.data.annotations import Annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
-from ahernet.training import trainer
+from ahernet.training import take_steps, trainer
 from ahernet.training.iteration_batches import phase_of, read_iteration
 from ahernet.training.loss_log import draw_loss_curve, read_loss_log
 from ahernet.training.steps import step_losses
@@ -159,9 +159,9 @@ def _moved(world, folder, config, iteration):
 
 
 def test_each_part_learns_at_its_rate(world, tmp_path):
-    rates = {"learning_rate": 0.01, "classifier_rate": 0.3, "adversarial_rate": 0.1}
+    rates = {"learning_rate": 0.01, "classifier_rate": 0.3, "transfer_rate": 0.2, "adversarial_rate": 0.1}
     config = small_config("aher", **PHASES | {"training": {"iterations": 4, **rates}})
-    localizer = {"backbone": 1.0, "segment_classifier": 0.3, "transfer": 1.0, "heads": 1.0}
+    localizer = {"backbone": 1.0, "segment_classifier": 0.3, "transfer": 0.2, "heads": 1.0}
     nothing = dict.fromkeys([*localizer, "generators", "discriminators"], 0.0)
     for iteration, expected in (
         (0, {**nothing, **localizer}),
@@ -234,7 +234,7 @@ def test_deterministic_algorithms_are_used_while_training_alone(
         seen.append(torch.are_deterministic_algorithms_enabled())
         return step_losses(*arguments)
 
-    monkeypatch.setattr(trainer, "step_losses", watched)
+    monkeypatch.setattr(take_steps, "step_losses", watched)
     torch.use_deterministic_algorithms(before, warn_only=warn_only)
     train_in(world, tmp_path, _config(iterations=1, deterministic=wanted))
     assert seen == [before or wanted]
@@ -462,7 +462,7 @@ def test_a_loss_that_is_not_finite_names_the_archives_that_were_read(world, tmp_
     def broken(*arguments):
         return {name: step._replace(loss=step.loss * torch.nan) for name, step in losses(*arguments).items()}
 
-    monkeypatch.setattr(trainer, "step_losses", broken)
+    monkeypatch.setattr(take_steps, "step_losses", broken)
     untrimmed, moments = world.archive.path, world.moments.path
     for run, archives in (("aherM", f"{moments}"), ("aher*", f"{untrimmed}"), ("aher-", f"{untrimmed}, {moments}")):
         with pytest.raises(UserError, match=rf"^{archives}: loss not finite at iteration 1 "):
@@ -479,7 +479,7 @@ def test_parameters_that_are_not_finite_are_not_kept(world, tmp_path, monkeypatc
 
     train_in(world, tmp_path, _config(iterations=6))
     kept = (tmp_path / "training_state.pt").read_bytes()
-    monkeypatch.setattr(trainer, "step_losses", broken)
+    monkeypatch.setattr(take_steps, "step_losses", broken)
     with pytest.raises(UserError, match=r"^parameters not finite after iteration 7, though its loss is; a smaller"):
         train_in(world, tmp_path, _config(iterations=7), resume=True)
     assert (tmp_path / "training_state.pt").read_bytes() == kept

@@ -1,0 +1,123 @@
+"""Iterations of training as CUDA graphs: thousands of launches, replayed as one.
+
+A batch is ragged, so it is copied to static memory with room for more rows; what lies behind the last offset is never
+read. A batch that needs more room than any before is captured anew.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ahernet.training.iteration_batches import IterationBatch, Phase
+from ahernet.training.take_steps import take_steps
+
+if TYPE_CHECKING:
+    from ahernet.training.training_state import Run
+
+# Iterations of a phase that run as they are before it is captured: kernels are compiled and libraries settle.
+EAGER = 3
+# Room for rows is a multiple of the largest batch so far by this, so that few batches are the largest by that much.
+GROWTH = 1.5
+
+
+class _Captured(NamedTuple):
+    """A graph, the static batch that it reads, and the terms of losses that it writes with their names."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: IterationBatch
+    names: tuple[str, ...]
+    terms: Tensor
+
+
+class CapturedSteps:
+    """Takes the steps of iterations on a GPU, the first of every phase as they are, the others by a replay.
+
+    Both change the same parameters in the same way. One at a time may be in use for the same networks.
+    """
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self._phase: Phase | None = None
+        self._eager = 0
+        self._captured: _Captured | None = None
+
+    def take(self, run: "Run", batch: IterationBatch, phase: Phase) -> dict[str, Tensor]:
+        """As `take_steps`."""
+        if phase != self._phase:
+            self._phase, self._eager, self._captured = phase, EAGER, None
+        if self._eager > 0:
+            self._eager -= 1
+            return take_steps(run, batch, phase)
+        if self._captured is None or not copied(batch, self._captured.batch):
+            self._captured = None  # its memory is free before more is taken
+            self._captured = self._capture(run, with_room(batch), phase)
+        self._captured.graph.replay()
+        return dict(zip(self._captured.names, self._captured.terms.clone().unbind(), strict=True))
+
+    def _capture(self, run: "Run", batch: IterationBatch, phase: Phase) -> _Captured:
+        self.captures += 1
+        graph = torch.cuda.CUDAGraph()
+        run.optimizer.zero_grad(set_to_none=True)  # gradients are to have memory of the graph
+        # Only this thread is held to what capture forbids: another one reads ahead.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            terms = take_steps(run, batch, phase)
+            values = torch.stack([term.float() for term in terms.values()])
+        return _Captured(graph, batch, tuple(terms), values)
+
+
+def with_room(batch: IterationBatch) -> IterationBatch:
+    """Return a batch in memory of its own, with room for more rows and ground truths than it has."""
+    return _map(batch, _roomy, Tensor.clone)
+
+
+def copied(batch: IterationBatch, room: IterationBatch) -> bool:
+    """Copy a batch into one with room, unless it needs more; say whether it was."""
+    pairs = list(zip(_tensors(batch), _tensors(room), strict=True))
+    if any(len(source) > len(target) for source, target in pairs):
+        return False
+    for source, target in pairs:
+        target[: len(source)].copy_(source, non_blocking=True)
+    return True
+
+
+def _roomy(tensor: Tensor) -> Tensor:
+    room = tensor.new_zeros((int(GROWTH * len(tensor)) + 1, *tensor.shape[1:]))
+    room[: len(tensor)] = tensor
+    return room
+
+
+def _tensors(batch: IterationBatch) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+
+
+def _map(
+    batch: IterationBatch, ragged: Callable[[Tensor], Tensor], fixed: Callable[[Tensor], Tensor]
+) -> IterationBatch:
+    """Apply one function to the tensors whose length differs from batch to batch, and another to all others."""
+    untrimmed, foregrounds, around, moments, placement = batch
+    if untrimmed is not None:
+        segments, labels, offsets = untrimmed.ground_truth
+        truth = untrimmed.ground_truth._replace(
+            segments=ragged(segments), labels=ragged(labels), offsets=fixed(offsets)
+        )
+        rows, offsets = ragged(untrimmed.rows), fixed(untrimmed.offsets)
+        untrimmed = untrimmed._replace(rows=rows, offsets=offsets, ground_truth=truth)
+    foregrounds, moments = (
+        part and part._replace(rows=ragged(part.rows), offsets=fixed(part.offsets), labels=fixed(part.labels))
+        for part in (foregrounds, moments)
+    )
+    if around is not None:
+        before, before_offsets, has_before, after, after_offsets, has_after = around
+        around = around._replace(
+            before=ragged(before),
+            before_offsets=fixed(before_offsets),
+            has_before=fixed(has_before),
+            after=ragged(after),
+            after_offsets=fixed(after_offsets),
+            has_after=fixed(has_after),
+        )
+    placement = placement and placement._replace(first=fixed(placement.first), length=fixed(placement.length))
+    return IterationBatch(untrimmed, foregrounds, around, moments, placement)
