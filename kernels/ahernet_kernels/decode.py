@@ -28,8 +28,8 @@ from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-DEFAULTS = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "AHEAD": 2, "num_warps": 4}
-DEFAULTS_CHANNELS_FIRST = {"GROUP": 2, "BLOCK_CLASSES": 32, "BLOCK_CELLS": 32, "AHEAD": 1, "num_warps": 1}
+DEFAULTS = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 8, "num_warps": 1}
+DEFAULTS_CHANNELS_FIRST = {"GROUP": 4, "BLOCK_CLASSES": 16, "BLOCK_CELLS": 16, "num_warps": 1}
 
 
 @triton.jit
@@ -40,6 +40,7 @@ def load_logits(at, mask):
 
 @triton.jit
 def as_counted(x):
+    """NaN as -inf, and infinity as the largest number."""
     x = x.to(tl.float32)
     return tl.minimum(tl.where(x == x, x, float("-inf")), FLOAT_MAX)
 
@@ -47,8 +48,7 @@ def as_counted(x):
 @triton.jit
 def walk_over_classes(
     at, index, inside, step, classes,
-    ANY_VALUE: tl.constexpr, AHEAD: tl.constexpr,
-    BLOCK_CLASSES: tl.constexpr, LANES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+    ANY_VALUE: tl.constexpr, BLOCK_CLASSES: tl.constexpr, LANES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
 ):  # fmt: skip
     """Maximum of each lane, its sum of exponentials, and the first class of the step in which the maximum came up."""
     best = tl.full([LANES, BLOCK_CELLS], float("-inf"), tl.float32)
@@ -56,12 +56,10 @@ def walk_over_classes(
     best_first = tl.zeros([LANES, BLOCK_CELLS], tl.int32)
     raw = tl.load(at, mask=inside & (index < classes), other=float("-inf"))
     for first in range(0, classes, BLOCK_CLASSES):
-        if not AHEAD:
-            raw = tl.load(at, mask=inside & (first + index < classes), other=float("-inf"))
-        at += BLOCK_CLASSES * step
         x = as_counted(raw) if ANY_VALUE else raw.to(tl.float32)
-        if AHEAD:
-            raw = tl.load(at, mask=inside & (first + BLOCK_CLASSES + index < classes), other=float("-inf"))
+        at += BLOCK_CLASSES * step
+        # On its way while this step is counted.
+        raw = tl.load(at, mask=inside & (first + BLOCK_CLASSES + index < classes), other=float("-inf"))
         top = tl.max(x, 0)
         best_first = tl.where(top > best, first, best_first)
         top = tl.maximum(best, top)
@@ -75,7 +73,7 @@ def walk_over_classes(
 @triton.jit
 def best_class(
     cell_ptr, inside, step, classes,
-    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr, AHEAD: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr,
 ):  # fmt: skip
     """Probability and label of the best class of each cell; a cell without a finite logit has 0 and class 0.
 
@@ -86,12 +84,12 @@ def best_class(
     at = cell_ptr[None, None, :] + index.to(tl.int64) * step
     mask = inside[None, None, :]
     best, total, best_first = walk_over_classes(
-        at, index, mask, step, classes, False, AHEAD, BLOCK_CLASSES, LANES, BLOCK_CELLS
+        at, index, mask, step, classes, False, BLOCK_CLASSES, LANES, BLOCK_CELLS
     )
     # NaN and infinity make a sum NaN. They are rare: only then the walk is repeated with every value looked at.
     if tl.max(tl.max((total != total).to(tl.int32), 0), 0) != 0:
         best, total, best_first = walk_over_classes(
-            at, index, mask, step, classes, True, 1, BLOCK_CLASSES, LANES, BLOCK_CELLS
+            at, index, mask, step, classes, True, BLOCK_CLASSES, LANES, BLOCK_CELLS
         )
     top = tl.max(best, 0)
     reference = tl.where(top > float("-inf"), top, 0.0)
@@ -115,8 +113,7 @@ def decode_kernel(
     T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
     RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     CLASSES_DIVISOR: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr, AHEAD: tl.constexpr,
-    BLOCK_ANCHORS: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_CELLS: tl.constexpr, BLOCK_ANCHORS: tl.constexpr,
 ):  # fmt: skip
     """A tile of cells of one video: best class of each, then their anchors.
 
@@ -141,7 +138,7 @@ def decode_kernel(
     cell_ptr = of_scale(scale, logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     cell_ptr += first_value(video, classes, cell, cells, CHANNELS_LAST)
     probability, label = best_class(
-        cell_ptr, inside, 1 if CHANNELS_LAST else cells, classes, GROUP, BLOCK_CLASSES, BLOCK_CELLS, AHEAD
+        cell_ptr, inside, 1 if CHANNELS_LAST else cells, classes, GROUP, BLOCK_CLASSES, BLOCK_CELLS
     )
     # By way of memory, so that anchors are spread over all threads: registers hold copies of a cell in many of them.
     tl.store(probability_ptr + video * all_cells + number, probability, mask=inside)

@@ -128,9 +128,9 @@ def decode_variant(dtype: str, channels_last: bool) -> Variant:
     pointers = {"anchors_ptr": "*fp32", "segments_ptr": "*fp32", "scores_ptr": "*fp32", "labels_ptr": "*i64"}
     lengths = {f"T{j}": 128 >> j for j in range(8)}
     constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "CHANNELS_LAST": channels_last}
-    tile = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 16, "BLOCK_ANCHORS": 64, "AHEAD": 2}
+    tile = {"GROUP": 8, "BLOCK_CLASSES": 64, "BLOCK_CELLS": 8, "BLOCK_ANCHORS": 32}
     if not channels_last:
-        tile = {"GROUP": 2, "BLOCK_CLASSES": 32, "BLOCK_CELLS": 32, "BLOCK_ANCHORS": 128, "AHEAD": 1}
+        tile = {"GROUP": 4, "BLOCK_CLASSES": 16, "BLOCK_CELLS": 16, "BLOCK_ANCHORS": 64}
     constants |= {**tile, "CLASSES_DIVISOR": 8}
     scratch = {"probability_ptr": "*fp32", "cell_labels_ptr": "*i32"}
     return Variant(
@@ -138,7 +138,7 @@ def decode_variant(dtype: str, channels_last: bool) -> Variant:
         "decode_kernel",
         {**outputs, **scratch, **pointers, "classes": "i32"},
         {**lengths, **constants},
-        num_warps=4 if channels_last else 1,
+        num_warps=1,
         unaligned=("classes",),
     )
 
