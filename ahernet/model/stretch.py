@@ -76,8 +76,8 @@ class _Places(NamedTuple):
 class _Pairs(NamedTuple):
     """E pairs of a step and a row of one piece, sorted by one of them, the element: both (E,) int64.
 
-    element: number in the batch. partner: place of the other in the piece. starts: (elements + 2,) where the pairs of
-    each element begin, then the pairs that mean nothing, and where these end.
+    element: number in the batch. partner: place of the other in the piece. starts: (elements + B + 1,) where the pairs of
+    each element begin, then those of B parts of the pairs that mean nothing, and where these end.
     """
 
     element: Tensor
@@ -111,7 +111,10 @@ def _pairs(low: Tensor, high: Tensor, most: int) -> _Pairs:
     pair = torch.arange(len(low) * most, device=low.device)
     element = torch.bucketize(pair, ends, right=True).clamp(max=len(ends) - 1)
     partner = pair + (low.flatten() - ends + counts)[element]
-    return _Pairs(element, partner, torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(pair))]))
+    # In parts, because what is added up in one sum is added by one thread after the other.
+    meaningless = len(pair) - ends[-1:]
+    part_ends = ends[-1:] + meaningless * torch.arange(1, len(low) + 1, device=low.device) // len(low)
+    return _Pairs(element, partner, torch.cat([ends.new_zeros(1), ends, part_ends]))
 
 
 def _share(step: Tensor, row: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def _hat_integral(position: Tensor, row: Tensor, rows: Tensor) -> Tensor:
 def _add_up(values: Tensor, element: _Places, pairs: _Pairs, shares: Tensor) -> Tensor:
     """Add up the values (B, N, D) of the partners of each element, by their shares."""
     videos, partners, _ = values.shape
-    elements = (len(pairs.starts) - 2) // videos
+    elements = (len(pairs.starts) - 1) // videos - 1
     numbers = pairs.element // elements * partners + element.first_other + pairs.partner
     total = F.embedding_bag(
         numbers.clamp(max=videos * partners - 1),  # of pairs that mean nothing
@@ -147,4 +150,4 @@ def _add_up(values: Tensor, element: _Places, pairs: _Pairs, shares: Tensor) -> 
         per_sample_weights=shares.to(values.dtype),
         include_last_offset=True,
     )
-    return total[:-1].view(videos, elements, -1)
+    return total[:-videos].view(videos, elements, -1)
