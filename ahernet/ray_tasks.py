@@ -1,7 +1,8 @@
 """Numbered tasks on a Ray cluster: actors that each hold something heavy and do one task after the other.
 
 Without RAY_ADDRESS in the environment a cluster is started on this machine, and ended with the tasks. Ray starts lost
-actors anew and repeats their tasks, so that a task must be one that may be done twice.
+actors anew and repeats their tasks, so that a task must be one that may be done twice. One that takes its actor with it
+every time, for lack of memory for instance, ends the run.
 """
 
 from collections.abc import Callable, Generator
@@ -9,6 +10,8 @@ from typing import Any
 
 from ahernet.errors import UserError
 
+# A machine may be lost, and the next one as well; a task that loses so many is to blame itself.
+RETRIES = 5
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
 
 Do = Callable[[int], None]
@@ -27,7 +30,7 @@ def run_on_ray(
         gpu: every actor takes a GPU, if the cluster has any.
 
     Raises:
-        UserError: Ray is not installed, or a task raised one.
+        UserError: Ray is not installed, a task raised one, or a task lost its actor more often than `RETRIES`.
     """
     ray = _import_ray()
     started_here = not ray.is_initialized()
@@ -44,11 +47,21 @@ def run_on_ray(
             num_cpus=1,
             num_gpus=1 if gpu and ray.cluster_resources().get("GPU") else 0,
             fn_constructor_args=(make, arguments),
+            max_task_retries=RETRIES,
         )
-        for row in finished.iter_rows():
-            if row["mistake"]:
-                raise UserError(row["mistake"])
-            yield row["number"]
+        done = set()
+        try:
+            for row in finished.iter_rows():
+                if row["mistake"]:
+                    raise UserError(row["mistake"])
+                done.add(row["number"])
+                yield row["number"]
+        except ray.exceptions.RayActorError as error:
+            first = next(number for number in range(tasks) if number not in done)
+            raise UserError(
+                f"engine ray: a process died {RETRIES + 1} times at the same task, for lack of memory perhaps; "
+                f"{tasks - len(done):,} of {tasks:,} tasks are not done, of these the first is {first}"
+            ) from error
     finally:
         if started_here:
             ray.shutdown()

@@ -262,15 +262,47 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--subset", metavar="NAME", help="score the videos of this subset (default: all)")
     add_annotation_options(parser)
     add_classes(parser, "score the instances of these, in the videos that have any (default: all)")
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="also the means over groups of classes, for instance base=base.txt novel=novel.txt (names, one a line)",
+    )
+    parser.add_argument(
+        "--bins", choices=("activitynet", "thumos14"), help="also short and long segments, by the bins of a data set"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=0, metavar="NUMBER", help="also a bootstrap interval of so many (default: none)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
+
+
+def _groups_of(parsed: Namespace) -> dict[str, list[str]]:
+    """Return the names in the files that `--groups` gives, by the name of the group."""
+    from ahernet.data.annotations import read_class_names
+
+    groups = {}
+    for text in parsed.groups:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise UserError(f"evaluate: --groups: expected NAME=FILE, got {text!r:.80}")
+        groups[name] = read_class_names(Path(path))
+    return groups
 
 
 def _run_evaluate(parsed: Namespace) -> None:
     from ahernet.data.detection_shards import load_detections
-    from ahernet.evaluation.average_precision import average_precision
+    from ahernet.evaluation.average_precision import match_detections, precision_of
     from ahernet.evaluation.average_recall import average_recall
+    from ahernet.evaluation.bootstrap import bootstrap_interval
+    from ahernet.evaluation.characteristics import BINS
+    from ahernet.evaluation.parts import format_interval, format_parts, interval_dictionary, parts_dictionary
     from ahernet.evaluation.report import format_report, report_dictionary
+    from ahernet.evaluation.sensitivity import sensitivity
 
+    if parsed.draws < 0:
+        raise UserError(f"evaluate: --draws: expected at least 0, got {parsed.draws}")
     if parsed.json is not None:
         check_output_file(parsed.json)
     detections = load_detections(parsed.detections)
@@ -278,12 +310,23 @@ def _run_evaluate(parsed: Namespace) -> None:
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
     selected = selected if classes is None else selected.of_classes(classes)
     detections = of_subset(detections, annotations, selected)
-    result, recall = average_precision(detections, selected), average_recall(detections, selected)
+    groups = _groups_of(parsed)
+    matches, recall = match_detections(detections, selected), average_recall(detections, selected)
+    result = precision_of(matches)
+    texts, content = [format_report(result, groups, recall)], report_dictionary(result, groups, recall)
+    if parsed.draws:
+        interval = bootstrap_interval(matches, parsed.draws)
+        texts.append(format_interval(interval))
+        content["interval"] = interval_dictionary(interval)
+    if parsed.bins:
+        scores = sensitivity(matches, selected, BINS[parsed.bins])
+        texts.append(format_parts(BINS[parsed.bins], scores))
+        content["parts"] = parts_dictionary(BINS[parsed.bins], scores)
     if parsed.json is not None:
         make_folder(parsed.json.parent)
         with replace_when_complete(parsed.json) as path:
-            path.write_text(json.dumps(report_dictionary(result, recall=recall), indent=1) + "\n", encoding="utf-8")
-    print(format_report(result, recall=recall))
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(texts))
 
 
 def of_subset(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":

@@ -19,6 +19,9 @@ from ahernet.files import replace_when_complete
 if TYPE_CHECKING:
     import pyarrow
 
+# Of one file: rows that fit the memory of most machines, and more than a shard ever has. Compressed, a few bytes can
+# claim any number.
+MAX_ROWS = 1 << 28
 VIDEOS_KEY, CLASSES_KEY = b"ahernet.videos", b"ahernet.classes"
 COLUMNS = ("video_id", "label", "start", "end", "score")
 
@@ -64,19 +67,23 @@ def read_parquet(path: Path) -> Detections:
     """Read a Parquet file that `write_parquet` wrote.
 
     Raises:
-        UserError: pyarrow is not installed, the file is unreadable, of other columns, or names videos that it does
-            not list.
+        UserError: pyarrow is not installed, the file is unreadable, of other columns, has more than `MAX_ROWS` rows, or
+            names videos that it does not list.
     """
     require_parquet()
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            rows, columns = file.metadata.num_rows, file.schema_arrow.names
+            if not set(COLUMNS) <= set(columns):
+                raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(columns)!r:.80}")
+            if rows > MAX_ROWS:
+                raise UserError(f"{path}: {rows:,} detections, expected at most {MAX_ROWS:,} in one file")
+            table = file.read(columns=COLUMNS)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from error
-    if not set(COLUMNS) <= set(table.column_names):
-        raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(table.column_names)!r:.80}")
     video_ids, classes = (_names(path, table, key) for key in (VIDEOS_KEY, CLASSES_KEY))
     try:
         return Detections(

@@ -76,8 +76,8 @@ class _Places(NamedTuple):
 class _Pairs(NamedTuple):
     """E pairs of a step and a row of one piece, sorted by one of them, the element: both (E,) int64.
 
-    element: number in the batch. partner: place of the other in the piece. starts: (elements + B + 1,) where the pairs of
-    each element begin, then those of B parts of the pairs that mean nothing, and where these end.
+    element: number in the batch. partner: place of the other in the piece. starts: (elements + B + 1,) where the pairs
+    of each element begin, then those of B parts of the pairs that mean nothing, and where these end.
     """
 
     element: Tensor

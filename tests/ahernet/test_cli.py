@@ -297,6 +297,32 @@ def test_evaluate_scores_a_subset_and_writes_every_number(world, detections, cap
     assert "no video of subset 'testing'" in refused(capsys, "evaluate", *arguments[1:3], "--subset", "testing")
 
 
+def test_evaluate_gives_groups_an_interval_and_parts_where_asked(world, detections, capsys, tmp_path):
+    out, names = tmp_path / "scores.json", tmp_path / "some.txt"
+    names.write_text("action 01\naction 02\n")
+    asked = ["--groups", f"some={names}", "--draws", "20", "--bins", "thumos14", "--json", str(out)]
+    assert main(["evaluate", detections, world[1], *asked]) == 0
+    text = capsys.readouterr().out
+    assert "mean of 2 some classes" in text
+    assert "95 % interval of the mean over 20 draws" in text
+    assert "length XS (0-3)" in text
+    content = json.loads(out.read_text())
+    assert {"interval", "parts"} <= content.keys()
+    assert content["means"]["some"]["classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--groups", "base"], "--groups: expected NAME=FILE, got 'base'"),
+        (["--groups", "base=none.txt"], "none.txt"),
+        (["--draws", "-1"], "--draws: expected at least 0, got -1"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_score(world, detections, capsys, options, message):
+    assert message in refused(capsys, "evaluate", detections, world[1], *options)
+
+
 def test_evaluate_leaves_out_classes_that_only_other_subsets_have(world, detections, capsys, tmp_path):
     annotations = json.loads(Path(world[1]).read_text())
     for video in annotations["database"].values():

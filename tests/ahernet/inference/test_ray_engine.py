@@ -86,6 +86,27 @@ def assert_as_if_undisturbed(job):
     assert listed == [f"v{number}" for number in range(VIDEOS)]
 
 
+ALWAYS_DIES = """
+import os
+from ahernet.errors import UserError
+from ahernet.ray_tasks import run_on_ray
+
+def make():
+    return lambda number: os._exit(1) if number == 2 else None
+
+try:
+    print(sorted(run_on_ray(make, (), 4, 1, gpu=False)))
+except UserError as mistake:
+    print("mistake:", mistake)
+"""
+
+
+def test_a_task_that_always_takes_its_process_with_it_ends_the_run():
+    ended = subprocess.run([sys.executable, "-c", ALWAYS_DIES], capture_output=True, text=True, timeout=300)
+    assert "mistake: engine ray: a process died" in ended.stdout, ended.stdout + ended.stderr
+    assert "of 4 tasks are not done" in ended.stdout
+
+
 def test_an_actor_and_then_the_driver_are_killed_and_nothing_is_lost_or_done_twice(job):
     process = driver(job)
     wait_for_shards(job, process, 2)
