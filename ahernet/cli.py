@@ -89,10 +89,12 @@ def _termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (
-        type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)  # of torch: GPU, CPU
-    )
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was short, or the error arose while one that says so was handled."""
+    if error is None:
+        return False
+    named = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)  # of torch: GPU, CPU
+    return isinstance(error, MemoryError) or named or _is_out_of_memory(error.__context__)
 
 
 def _fail(message: str, code: int) -> int:

@@ -56,15 +56,20 @@ def run_on_ray(
                     raise UserError(row["mistake"])
                 done.add(row["number"])
                 yield row["number"]
-        except ray.exceptions.RayActorError as error:
-            first = next(number for number in range(tasks) if number not in done)
+        except _losses(ray) as error:
             raise UserError(
                 f"engine ray: a process died {RETRIES + 1} times at the same task, for lack of memory perhaps; "
-                f"{tasks - len(done):,} of {tasks:,} tasks are not done, of these the first is {first}"
+                f"{tasks - len(done):,} of {tasks:,} tasks are not done, it is one of these"
             ) from error
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _losses(ray: Any) -> tuple[type[BaseException], ...]:
+    """What Ray raises when the process of a task is lost once too often."""
+    names = ("RayActorError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError")
+    return tuple(getattr(ray.exceptions, name) for name in names)
 
 
 class _Actor:

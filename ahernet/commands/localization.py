@@ -287,6 +287,8 @@ def _groups_of(parsed: Namespace) -> dict[str, list[str]]:
         name, _, path = text.partition("=")
         if not name or not path:
             raise UserError(f"evaluate: --groups: expected NAME=FILE, got {text!r:.80}")
+        if name == "all" or name in groups:
+            raise UserError(f"evaluate: --groups: the name {name!r:.40} is taken already")
         groups[name] = read_class_names(Path(path))
     return groups
 

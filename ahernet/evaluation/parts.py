@@ -21,12 +21,12 @@ def format_interval(interval: BootstrapInterval) -> str:
 
 
 def interval_dictionary(interval: BootstrapInterval) -> dict[str, Any]:
-    """Return the interval as plain data for JSON, ends as fractions."""
+    """Return the interval as plain data for JSON, ends as fractions; None where no draw had any ground truth."""
     return {
         "level": interval.level,
         "draws": interval.draws,
-        "mean": [round(end, 9) for end in interval.mean],
-        "per_threshold": [[round(end, 9) for end in ends] for ends in interval.per_threshold.tolist()],
+        "mean": _rounded(interval.mean),
+        "per_threshold": [_rounded(ends) for ends in interval.per_threshold.tolist()],
     }
 
 
@@ -58,7 +58,7 @@ def parts_dictionary(characteristics: Sequence[Characteristic], scores: PartScor
                 "to": None if high == math.inf else high,
                 "instances": scores[characteristic.name][name].instances,
                 **{
-                    measure: [None if math.isnan(value) else round(value, 9) for value in values.tolist()]
+                    measure: _rounded(values.tolist())
                     for measure, values in (
                         ("mean_average_precision", scores[characteristic.name][name].mean_average_precision),
                         ("normalized", scores[characteristic.name][name].normalized),
@@ -70,6 +70,10 @@ def parts_dictionary(characteristics: Sequence[Characteristic], scores: PartScor
         }
         for characteristic in characteristics
     }
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else round(value, 9) for value in values]
 
 
 def _bins(characteristic: Characteristic) -> list[tuple[str, float, float]]:

@@ -68,12 +68,13 @@ class AnchorStep(Step):
     def _classified_segments(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Classify the segment of every anchor like a moment: what it shows on the finest map, on average.
 
-        A cell alone is noisy, and a cell of a coarse map sees much beside the segment.
+        A cell alone is noisy, and a cell of a coarse map sees much beside the segment. What is not finite in a cell
+        counts as 0, as it would make that of all segments, also of those that do not cover it.
         """
         cells = (maps[0].shape[0], sum(scale.shape[2] for scale in maps))
         certain = self.anchors.new_ones(cells), torch.zeros(cells, dtype=torch.int64, device=self.anchors.device)
         segments, overlaps, _ = self._decode_classified(*certain, maps)
-        finest = maps[0].transpose(1, 2)
+        finest = maps[0].transpose(1, 2).nan_to_num(0.0, 0.0, 0.0)
         pooled = torch.bmm(covered_cells(segments, finest.shape[1]).to(finest.dtype), finest)
         weights, biases = self.class_weights
         probability, labels = kernels.classify([pooled.transpose(1, 2)], weights[:1], biases[:1])

@@ -4,12 +4,12 @@ A batch is ragged, so it is copied to static memory with room for more rows; wha
 read. A batch that needs more room than any before is captured anew.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import KeyPath, tree_leaves, tree_map_with_path
 
 from ahernet.training.iteration_batches import IterationBatch, Phase
 from ahernet.training.take_steps import take_steps
@@ -52,8 +52,9 @@ class CapturedSteps:
             self._eager -= 1
             return take_steps(run, batch, phase)
         if self._captured is None or not copied(batch, self._captured.batch):
+            room = with_room(batch, None if self._captured is None else self._captured.batch)
             self._captured = None  # its memory is free before more is taken
-            self._captured = self._capture(run, with_room(batch), phase)
+            self._captured = self._capture(run, room, phase)
         self._captured.graph.replay()
         return dict(zip(self._captured.names, self._captured.terms.clone().unbind(), strict=True))
 
@@ -68,9 +69,30 @@ class CapturedSteps:
         return _Captured(graph, batch, tuple(terms), values)
 
 
-def with_room(batch: IterationBatch) -> IterationBatch:
-    """Return a batch in memory of its own, with room for more rows and ground truths than it has."""
-    return _map(batch, _roomy, Tensor.clone)
+def with_room(batch: IterationBatch, earlier: IterationBatch | None = None) -> IterationBatch:
+    """Return a batch in memory of its own, with room for more rows and ground truths than it has.
+
+    Where there was room earlier there is at least as much: it settles once each kind has had its largest batch.
+    """
+
+    def own(path: KeyPath, leaf: Any, before: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not _is_ragged(path):
+            return leaf.clone()
+        least = 0 if earlier is None else len(before)
+        room = leaf.new_zeros((max(least, int(GROWTH * len(leaf)) + 1), *leaf.shape[1:]))
+        room[: len(leaf)] = leaf
+        return room
+
+    room: IterationBatch = tree_map_with_path(own, batch, batch if earlier is None else earlier)
+    return room
+
+
+def _is_ragged(path: KeyPath) -> bool:
+    """Whether the length of a tensor of an `IterationBatch` differs from batch to batch."""
+    names = [getattr(key, "name", "") for key in path]
+    return names[-1] in ("rows", "segments", "before", "after") or names[-2:] == ["ground_truth", "labels"]
 
 
 def copied(batch: IterationBatch, room: IterationBatch) -> bool:
@@ -83,41 +105,5 @@ def copied(batch: IterationBatch, room: IterationBatch) -> bool:
     return True
 
 
-def _roomy(tensor: Tensor) -> Tensor:
-    room = tensor.new_zeros((int(GROWTH * len(tensor)) + 1, *tensor.shape[1:]))
-    room[: len(tensor)] = tensor
-    return room
-
-
 def _tensors(batch: IterationBatch) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-
-
-def _map(
-    batch: IterationBatch, ragged: Callable[[Tensor], Tensor], fixed: Callable[[Tensor], Tensor]
-) -> IterationBatch:
-    """Apply one function to the tensors whose length differs from batch to batch, and another to all others."""
-    untrimmed, foregrounds, around, moments, placement = batch
-    if untrimmed is not None:
-        segments, labels, offsets = untrimmed.ground_truth
-        truth = untrimmed.ground_truth._replace(
-            segments=ragged(segments), labels=ragged(labels), offsets=fixed(offsets)
-        )
-        rows, offsets = ragged(untrimmed.rows), fixed(untrimmed.offsets)
-        untrimmed = untrimmed._replace(rows=rows, offsets=offsets, ground_truth=truth)
-    foregrounds, moments = (
-        part and part._replace(rows=ragged(part.rows), offsets=fixed(part.offsets), labels=fixed(part.labels))
-        for part in (foregrounds, moments)
-    )
-    if around is not None:
-        before, before_offsets, has_before, after, after_offsets, has_after = around
-        around = around._replace(
-            before=ragged(before),
-            before_offsets=fixed(before_offsets),
-            has_before=fixed(has_before),
-            after=ragged(after),
-            after_offsets=fixed(after_offsets),
-            has_after=fixed(has_after),
-        )
-    placement = placement and placement._replace(first=fixed(placement.first), length=fixed(placement.length))
-    return IterationBatch(untrimmed, foregrounds, around, moments, placement)

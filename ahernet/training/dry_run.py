@@ -25,8 +25,7 @@ from ahernet.training.trainer import computing_on, read_batch, read_losses, tota
 from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, new_run, write_state
 
-# Iterations of a phase that are not timed: memory is reserved, kernels are compiled, on a GPU they are captured.
-WARM_UP = EAGER + 1
+WARM_UP = 2  # iterations of a phase that are not timed: memory is reserved, kernels are compiled
 TIMED = 8
 PATIENCE = 20.0  # seconds after which a phase is not tried any longer
 READ = 16  # iterations that are only read
@@ -189,8 +188,9 @@ class _Counted(io.RawIOBase):
 
 
 def _try_phase(run: Run, data: TrainingData, device: torch.device, phase: Phase, planned: range) -> PhaseEstimate:
-    tried = planned[: WARM_UP + TIMED]
-    warm_up = min(WARM_UP, len(tried) - 1)
+    before = WARM_UP if run.captured is None else EAGER + 1  # until it is captured
+    tried = planned[: before + TIMED]
+    warm_up = min(before, len(tried) - 1)
     unread: list[dict[str, torch.Tensor]] = []
     began = start = time.monotonic()
     with read_ahead(partial(read_batch, run, data, device), tried) as batches:

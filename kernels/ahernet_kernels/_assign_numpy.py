@@ -40,6 +40,7 @@ def force_matches(
 ) -> tuple[Integers, Integers]:
     """Give every overlapping ground truth its best anchor in `index` and `tiou`; return (video, anchor) of them."""
     start, end = anchors_as_segments_numpy(anchors)
+    gt_segments = gt_segments[: gt_offsets[-1]]  # rows behind the last offset are of no video
     gt_start, gt_end = finite_segments_numpy(gt_segments)
     best, best_tiou = np.zeros(len(gt_segments), np.int64), np.zeros(len(gt_segments), np.float32)
     size = max(1, CPU_BLOCK_ELEMENTS // len(anchors))

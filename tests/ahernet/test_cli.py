@@ -316,6 +316,7 @@ def test_evaluate_gives_groups_an_interval_and_parts_where_asked(world, detectio
     [
         (["--groups", "base"], "--groups: expected NAME=FILE, got 'base'"),
         (["--groups", "base=none.txt"], "none.txt"),
+        (["--groups", "all=none.txt"], "--groups: the name 'all' is taken already"),
         (["--draws", "-1"], "--draws: expected at least 0, got -1"),
     ],
 )

@@ -37,7 +37,7 @@ def test_every_phase_is_tried_and_counts_for_its_iterations(estimate):
         ("generators", 3),
         ("main", 4),
     ]
-    assert [item.tried for item in estimate.phases] == [1, 1, 1]  # the last of each
+    assert [item.tried for item in estimate.phases] == [1, 1, 2]  # all but two of each
     assert estimate.iterations == 10
     assert estimate.seconds == pytest.approx(sum(item.iterations * item.seconds for item in estimate.phases))
     assert all(item.seconds > 0 for item in estimate.phases)

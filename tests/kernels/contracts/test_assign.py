@@ -23,6 +23,15 @@ def test_equals_the_reference_bit_for_bit(ops, anchors, truths, foreground, back
         torch.testing.assert_close(actual, wanted, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@given(anchors=strategies.anchors(), truths=strategies.ground_truths(), force=st.booleans())
+def test_rows_behind_those_of_the_last_video_change_nothing(ops, anchors, truths, force):
+    segments, labels, offsets = truths
+    more = torch.cat([segments, torch.tensor([[0.0, 1.0], [0.25, 0.5]])]), torch.cat([labels, torch.tensor([3, -7])])
+    results = (ops.assign(anchors, *given, offsets, 0.5, 0.3, force) for given in ((segments, labels), more))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)
+
+
 def assign_one(ops, anchor, segment, **settings):
     return ops.assign(
         torch.tensor([anchor]), torch.tensor([segment]), torch.tensor([7]), torch.tensor([0, 1]), **settings

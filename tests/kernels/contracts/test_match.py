@@ -13,6 +13,14 @@ def test_equals_the_reference_bit_for_bit(ops, anchors, truths):
     assert torch.equal(index, expected_index)
 
 
+@given(anchors=strategies.anchors(), truths=strategies.ground_truths())
+def test_rows_behind_those_of_the_last_video_change_nothing(ops, anchors, truths):
+    segments, _, offsets = truths
+    more = torch.cat([segments, torch.tensor([[0.0, 1.0]])])
+    for actual, expected in zip(ops.match(anchors, more, offsets), ops.match(anchors, segments, offsets), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_ties_go_to_the_lowest_ground_truth(ops):
     anchors = torch.tensor([[0.5, 0.2]])
     segments = torch.tensor([[0.9, 1.0], [0.4, 0.6], [0.4, 0.6]])
