@@ -12,7 +12,6 @@ The files come from strangers: nothing is unpickled, and nothing is allocated th
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,12 @@ from typing import Any
 import numpy as np
 
 from ahernet.data.foreign_videos import FEATURE_NAMES, choose_features
+from ahernet.data.zip_guard import check_npz, check_torch, is_zip
 from ahernet.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".pt", ".csv")
-MAX_COMPRESSION = 100  # unpacked over packed size of an .npz member; features do not compress further
-SMALL_BYTES = 1 << 26  # members below this are read whatever their compression
 MAX_LINE = 1 << 24  # characters of a first line of text; a million columns
 MIN_NUMBERED = 4  # columns from which on a row 0, 1, 2, ... is a line of names
-
-_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def read_array_file(path: Path) -> np.ndarray:
@@ -51,17 +47,14 @@ def read_array_file(path: Path) -> np.ndarray:
 
 
 def _read_numpy(path: Path) -> Any:
-    if _is_zip(path):
+    if is_zip(path):
         return _read_npz(path)
     # Mapping fails where the file is shorter than its header says, and for arrays of Python objects.
     return np.lib.format.open_memmap(path, mode="r")
 
 
 def _read_npz(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.file_size > max(SMALL_BYTES, MAX_COMPRESSION * path.stat().st_size):
-                raise UserError(f"array {member.filename!r} unpacks to {member.file_size:,} bytes, too many")
+    check_npz(path)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[_chosen(list(arrays), "array")]
 
@@ -70,12 +63,9 @@ def _read_torch(path: Path) -> np.ndarray:
     import torch
 
     size = path.stat().st_size
-    if not _is_zip(path):
+    if not is_zip(path):
         raise UserError("not in the form that torch.save writes since PyTorch 1.6; load it and save it again")
-    with zipfile.ZipFile(path) as archive:  # torch.save packs nothing, so a packed member is a bomb
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
-                raise UserError(f"member {member.filename!r} is compressed, torch.save leaves them as they are")
+    check_torch(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -129,11 +119,6 @@ def _without_row_numbers(rows: np.ndarray) -> np.ndarray:
     if not np.array_equal(rows[:, 0], np.arange(len(rows))):
         raise UserError("the first column has no name and does not number the rows")
     return rows[:, 1:]
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as start:
-        return start.read(4) in _ZIP_MAGIC
 
 
 def _chosen(names: list[str], what: str) -> str:

@@ -19,9 +19,8 @@ from ahernet.files import replace_when_complete
 if TYPE_CHECKING:
     import pyarrow
 
-# Of one file: rows that fit the memory of most machines, and more than a shard ever has. Compressed, a few bytes can
-# claim any number.
-MAX_ROWS = 1 << 28
+# Compressed, a few bytes can claim any number of rows: more than these must take a byte of the file each.
+FREE_ROWS = 1 << 20
 VIDEOS_KEY, CLASSES_KEY = b"ahernet.videos", b"ahernet.classes"
 COLUMNS = ("video_id", "label", "start", "end", "score")
 
@@ -67,20 +66,21 @@ def read_parquet(path: Path) -> Detections:
     """Read a Parquet file that `write_parquet` wrote.
 
     Raises:
-        UserError: pyarrow is not installed, the file is unreadable, of other columns, has more than `MAX_ROWS` rows, or
-            names videos that it does not list.
+        UserError: pyarrow is not installed, the file is unreadable, of other columns, claims more rows than it can
+            hold, or names videos that it does not list.
     """
     require_parquet()
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        # Names stay numbers of a dictionary: a long one that occurs in every row is in memory once.
+        with parquet.ParquetFile(path, read_dictionary=["video_id", "label"]) as file:
             rows, columns = file.metadata.num_rows, file.schema_arrow.names
             if not set(COLUMNS) <= set(columns):
                 raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(columns)!r:.80}")
-            if rows > MAX_ROWS:
-                raise UserError(f"{path}: {rows:,} detections, expected at most {MAX_ROWS:,} in one file")
+            if rows > max(FREE_ROWS, path.stat().st_size):
+                raise UserError(f"{path}: claims {rows:,} detections, too many for its size")
             table = file.read(columns=COLUMNS)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from error
@@ -120,11 +120,17 @@ def _numbers(table: "pyarrow.Table", column: str, names: tuple[str, ...]) -> Any
     import pyarrow
     from pyarrow import compute
 
-    values = table.column(column).cast(pyarrow.string())
-    places = compute.index_in(values, value_set=pyarrow.array(names, pyarrow.string()))
-    if places.null_count:
-        raise ValueError(f"{column}: {compute.filter(values, compute.is_null(places))[0].as_py()!r} is not listed")
-    return places.to_numpy().astype(np.int64)
+    listed = pyarrow.array(names, pyarrow.string())
+    parts = [np.empty(0, np.int64)]
+    for chunk in table.column(column).chunks:
+        words = chunk.dictionary.cast(pyarrow.string())
+        places = compute.index_in(words, value_set=listed)
+        used = chunk.indices.unique()
+        if used.null_count or places.take(used).null_count:
+            missing = [word for word in words.take(used.drop_null()).to_pylist() if word not in names]
+            raise ValueError(f"{column}: {missing[0]!r} is not listed" if missing else f"{column}: a value is missing")
+        parts.append(places.fill_null(-1).to_numpy()[chunk.indices.to_numpy()].astype(np.int64))
+    return np.concatenate(parts)
 
 
 def _floats(table: "pyarrow.Table", column: str) -> Any:

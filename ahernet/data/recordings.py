@@ -32,6 +32,7 @@ import numpy as np
 
 from ahernet.data.annotations import Annotations, VideoAnnotations, write_annotations
 from ahernet.data.archive_writer import ArchiveWriter
+from ahernet.data.zip_guard import check_npz, is_zip
 from ahernet.errors import UserError
 
 Cut = Literal["none", "classes"]
@@ -162,6 +163,8 @@ def read_recordings(path: Path) -> Recordings:
             contradicts another one.
     """
     try:
+        if is_zip(path):
+            check_npz(path)
         data = np.load(path, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
             raise UserError(f"{path}: expected an npz file of recordings, got a single array")
@@ -169,6 +172,8 @@ def read_recordings(path: Path) -> Recordings:
             arrays = {key: data[key] for key in _KEYS if key in data.files}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable npz file of plain arrays ({_one_line(error)})") from error
     missing = [key for key in _KEYS if key not in arrays]

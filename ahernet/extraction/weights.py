@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ahernet.data.zip_guard import check_torch, is_zip
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import Backbone
 
@@ -70,6 +71,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
     else:
         try:
+            if is_zip(path):  # not so before PyTorch 1.6
+                check_torch(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises nearly anything; one that asks for objects is refused
             reason = " ".join(str(error).split())[:160]

@@ -1,6 +1,7 @@
 """The state of a run: what changes while training, how it is kept on disk and taken up again."""
 
 import pickle
+import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict
+from ahernet.data.zip_guard import check_torch
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
@@ -168,8 +170,11 @@ def write_state(file: IO[bytes], run: Run, data: TrainingData) -> None:
 
 def _load_state(path: Path, run: Run, data: TrainingData) -> None:
     try:
+        check_torch(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated or not a training state ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ahernet.data import detections_parquet
 from ahernet.data.detection_shards import load_detections, read_manifest, shard_names
 from ahernet.data.detections import Detections
 from ahernet.data.detections_parquet import read_parquet, write_parquet
@@ -87,6 +88,37 @@ def test_a_file_of_other_content_is_one_clear_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
         read_parquet(path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_name_that_is_missing_is_said(tmp_path):
+    with pytest.raises(UserError, match="video_id: a value is missing"):
+        read_parquet(written(tmp_path / "d.parquet", video_id=pyarrow.array([None], pyarrow.string())))
+
+
+def test_a_small_file_that_claims_many_rows_is_refused(tmp_path, monkeypatch):
+    many = 10_000
+    columns = {"video_id": ["a"], "label": ["run"], "start": [0.0], "end": [1.0], "score": [0.5]}
+    path = written(tmp_path / "d.parquet", **{name: values * many for name, values in columns.items()})
+    assert path.stat().st_size < many
+    assert len(read_parquet(path)) == many
+    monkeypatch.setattr(detections_parquet, "FREE_ROWS", 100)
+    with pytest.raises(UserError, match=r"d\.parquet: claims 10,000 detections, too many for its size"):
+        read_parquet(path)
+
+
+def test_a_long_name_in_every_row_is_in_memory_once(tmp_path):
+    name, rows = "x" * 1_000_000, 400
+    same = pyarrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name])
+    columns = {"label": ["run"], "start": [0.0], "end": [1.0], "score": [0.5]}
+    path = written(
+        tmp_path / "d.parquet",
+        {"ahernet.videos": json.dumps([name])},
+        video_id=same,
+        **{key: values * rows for key, values in columns.items()},
+    )
+    before = pyarrow.default_memory_pool().max_memory()
+    assert read_parquet(path).video.tolist() == [0] * rows
+    assert pyarrow.default_memory_pool().max_memory() - before < 100 * len(name)
 
 
 def test_a_truncated_file_is_refused(tmp_path):

@@ -188,7 +188,7 @@ def test_a_bad_file_stops_the_import_or_is_skipped_by_name(folder, kind, message
 
 
 def test_a_zip_bomb_is_refused(folder, monkeypatch):
-    monkeypatch.setattr("ahernet.data.array_files.SMALL_BYTES", 1 << 20)
+    monkeypatch.setattr("ahernet.data.zip_guard.SMALL_BYTES", 1 << 20)
     with zipfile.ZipFile(folder / "v_bad.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("feats.npy", bytes(1 << 22))
     with pytest.raises(UserError, match=r"v_bad\.npz: .*unpacks to 4,194,304 bytes"):

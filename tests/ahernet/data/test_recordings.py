@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ahernet.data import zip_guard
 from ahernet.data.annotations import read_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.recordings import (
@@ -172,6 +173,13 @@ def test_pickled_arrays_are_refused(tmp_path):
     path = write(tmp_path, rec_id=np.array(["one", "two"], dtype=object))
     with pytest.raises(UserError, match="not a readable npz"):
         read_recordings(path)
+
+
+def test_arrays_that_unpack_to_more_than_the_file_can_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(zip_guard, "SMALL_BYTES", 1000)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1_000_000))
+    with pytest.raises(UserError, match=r"x\.npz: array 'x\.npy' unpacks to 8,000,128 bytes, too many"):
+        read_recordings(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 but no zip", b"text"])

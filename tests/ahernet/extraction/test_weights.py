@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -115,6 +116,15 @@ def test_files_that_hold_no_weights_are_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"w\.(pt|safetensors): (not a|expected tensors)"):
         load_network(SMALL, tmp_path / name)
+
+
+def test_packed_weights_are_refused_before_they_are_unpacked(tmp_path):
+    torch.save({"weight": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "w.pt", "w") as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"w\.pt: .*is compressed, torch\.save leaves them as they are"):
+        load_network(SMALL, tmp_path / "w.pt")
 
 
 def test_no_file_and_no_tensors_are_refused(tmp_path):
