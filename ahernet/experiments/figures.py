@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ahernet.child_process import end_with_parent
 from ahernet.config import Config, with_run
 from ahernet.experiments import embedding, layers, side_by_side
 from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
@@ -74,7 +75,7 @@ def run_figure(
     figure = FIGURES[name]
     make_folder(folder)
     units = make_units({run: with_run(config, run) for run in figure.runs}, data, seeds)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         training = [pool.submit(trained_unit, unit, folder) for unit in units]
         for future in tqdm(as_completed(training), name, len(units), unit="network", disable=not progress):
             future.result()

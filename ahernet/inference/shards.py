@@ -11,12 +11,11 @@ import hashlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahernet.checkpoint import load_checkpoint
+from ahernet.child_process import end_with_parent
 from ahernet.config import InferenceConfig
 from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
@@ -330,7 +330,7 @@ def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, proce
 
 def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str) -> None:
     """Work in a process of its own: without a bar, its errors as one line, and no longer than the first process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         with progress_bar(_videos(shards), shown=False) as bar:
             work_on(job, make_ready(job, device), shards, bar)
@@ -339,13 +339,6 @@ def _work_quietly(job: ShardedJob, shards: Sequence[Shard], device: str) -> None
         sys.exit(2)
     except KeyboardInterrupt:  # reaches every process of the terminal; the first one says so
         sys.exit(130)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager
