@@ -58,7 +58,6 @@ TABLES = tuple(PAPER)
 DEPARTURES: dict[str, tuple[str, ...]] = {
     "shares of 0.70 to 0.95": ("method.shares",),
     "generators from scratch": ("method.pretrain_adversaries",),
-    "no residual of real context": ("method.real_residual",),
     "backbone learns L_adD": ("method.adversarial_backbone",),
     "generators see localization": ("loss.generation",),
     "adversary alone": ("loss.context", "loss.generator", "training.adversarial_rate"),
