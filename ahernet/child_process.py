@@ -2,7 +2,28 @@
 
 import os
 import threading
-from multiprocessing import parent_process
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that ends with the block: left by an error or an interruption, with what it is doing.
+
+    A pool by itself would first finish everything that was handed in.
+    """
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def end_with_parent() -> None:

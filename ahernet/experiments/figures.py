@@ -1,15 +1,14 @@
 """Figures of the paper: networks are trained and kept, then looked into, seed by seed."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ahernet.child_process import end_with_parent
+from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
 from ahernet.experiments import embedding, layers, side_by_side
 from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
@@ -75,7 +74,7 @@ def run_figure(
     figure = FIGURES[name]
     make_folder(folder)
     units = make_units({run: with_run(config, run) for run in figure.runs}, data, seeds)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with worker_pool(jobs) as pool:
         training = [pool.submit(trained_unit, unit, folder) for unit in units]
         for future in tqdm(as_completed(training), name, len(units), unit="network", disable=not progress):
             future.result()

@@ -2,17 +2,16 @@
 
 import subprocess
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from tqdm import tqdm
 
-from ahernet.child_process import end_with_parent
+from ahernet.child_process import worker_pool
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
 from ahernet.experiments.runner import Unit, oracle, run_unit
@@ -183,7 +182,7 @@ def run_table(
         if unit.config.method.moments == "none":
             oracle(unit.setting)  # refused before long work, if it has none
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with worker_pool(jobs) as pool:
         futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
         for future in tqdm(as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress):
             results[futures[future].name].append(future.result())

@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 PARENT = """
 import sys, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from os import getpid
-from ahernet.child_process import end_with_parent
+from ahernet.child_process import worker_pool
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with worker_pool(1) as pool:
         print(pool.submit(getpid).result(), flush=True)
         pool.submit(time.sleep, 300).result()
 """
@@ -29,13 +29,16 @@ def _runs(process):
     return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_worker_ends_when_its_parent_is_killed_or_interrupted(tmp_path, number):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
         worker = int(parent.stdout.readline())
         assert _runs(worker)
-        parent.send_signal(signal.SIGKILL)
+        parent.send_signal(number)
     patience = time.monotonic() + 30
     while _runs(worker) and time.monotonic() < patience:
         time.sleep(0.05)

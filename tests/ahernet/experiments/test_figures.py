@@ -139,7 +139,7 @@ def test_a_trained_network_is_kept_and_made_anew_for_other_settings(setting, tmp
 
 def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder, monkeypatch):
     # A thread spares the start of a process.
-    monkeypatch.setattr(figures, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(figures, "worker_pool", ThreadPoolExecutor)
     units = [Unit("aher", with_run(CONFIG, "aher"), setting)]
     found = measured("embedding", units, folder)
     path = folder / "embedding-0.json"

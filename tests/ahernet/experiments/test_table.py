@@ -139,7 +139,7 @@ def clips_setting(folder):
 
 def test_table_four_runs_on_a_setting_without_an_oracle_and_is_drawn(tmp_path, monkeypatch):
     # A thread spares the start of a process.
-    monkeypatch.setattr(table_of_runs, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(table_of_runs, "worker_pool", ThreadPoolExecutor)
     setting = clips_setting(tmp_path)
     table = run_table("k600", setting, CONFIG, [3], tmp_path, rows=["aher0"], progress=False)
     (run,) = table["runs"]
