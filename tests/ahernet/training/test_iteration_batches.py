@@ -17,7 +17,7 @@ NEEDS = {
     ("aher-", "main"): {"untrimmed", "foregrounds", "moments"},
     ("aherM", "main"): {"moments"},
     ("aherA-", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
-    ("aherR", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
+    ("aherR", "main"): {"untrimmed", "foregrounds", "surroundings", "moments", "placement"},
     ("aherB", "main"): {"untrimmed", "foregrounds", "surroundings", "moments", "placement"},
     ("aher", "main"): {"untrimmed", "foregrounds", "moments", "placement"},
     ("aher*", "main"): {"untrimmed", "foregrounds"},
