@@ -6,6 +6,7 @@ from typing import Any
 import ahernet_kernels as kernels
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bench import cases
 from bench.lines.assignment import truths
@@ -34,17 +35,19 @@ def loss_and_gradients(function: Call, kinds: int) -> Call:
 
 
 def proposal_loss_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    """With channels last, as the network hands its outputs over."""
     for videos in (sizes.batch, sizes.small_batch):
         peers = {"eager torch": loss.proposal_loss}
         if videos == sizes.small_batch:
             peers |= compiled(loss.proposal_loss, device)
         _, offsets, overlaps = cases.network_outputs(videos, 1, torch.bfloat16, device)
+        offsets, overlaps = tree_map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), (offsets, overlaps))
         anchors, *others = truths(device, videos, sizes.most_ground_truths)
         assigned = kernels.assign(anchors, *others, force_match=True)
         weight = torch.tensor(float(videos * cases.ANCHORS), device=device)
         yield Line(
             "proposal_loss",
-            f"B={videos} bf16, forward and backward",
+            f"B={videos} bf16 channels last, forward and backward",
             (offsets, overlaps, anchors, assigned.kind, assigned.targets, assigned.tiou, weight),
             loss_and_gradients(kernels.proposal_loss, kinds=2),
             first_videos,

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ahernet_kernels._arguments import is_channels_last
 from ahernet_kernels._tiou import Floats
 from ahernet_kernels.assign import FOREGROUND
 
@@ -30,9 +31,14 @@ def proposal_loss_cpu(
     scale_of = ends.searchsorted(anchor, side="right")
     length, first = lengths[scale_of], (ends - ratios * lengths)[scale_of]
     cell, ratio = np.divmod(anchor - first, ratios)
-    of_centre = 2 * (videos * first + (video * ratios + ratio) * length) + cell
-    places = np.stack([of_centre, of_centre + length])
-    centre_offset, width_offset = _packed(offsets)[torch.from_numpy(places)].float().numpy()
+    channels_last = is_channels_last([*offsets, *overlaps])
+    if channels_last:
+        in_scale, step = 2 * ((video * length + cell) * ratios + ratio), 1
+    else:
+        in_scale, step = 2 * (video * ratios + ratio) * length + cell, length
+    of_centre = 2 * videos * first + in_scale
+    places = np.stack([of_centre, of_centre + step])
+    centre_offset, width_offset = _packed(offsets, channels_last)[torch.from_numpy(places)].float().numpy()
     anchor_centre, anchor_width = anchors.float().numpy()[anchor].T
     start, end = targets.numpy()[video, anchor].T
     with np.errstate(over="ignore", invalid="ignore"):
@@ -44,10 +50,9 @@ def proposal_loss_cpu(
         offset = torch.from_numpy(_smooth_l1(distance)).sum()
     divisor = torch.tensor(float(max(1, len(anchor))))
 
-    predicted = _packed(overlaps).float().sigmoid()
-    by_ratio = tiou.numpy().reshape(videos, count // ratios, ratios).swapaxes(1, 2)
-    parts = np.split(by_ratio, lengths.cumsum()[:-1], axis=2)
-    error = predicted - torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+    predicted = _packed(overlaps, channels_last).float().sigmoid()
+    by_ratio = tiou.reshape(videos, count // ratios, ratios).transpose(1, 2)
+    error = predicted - _packed(list(by_ratio.split(lengths.tolist(), dim=2)), channels_last)
     torch.mul(2 * error * predicted, 1 - predicted, out=torch.from_numpy(gradient)[2 * videos * count :])
     mean_error = error.square().sum() / max(1, videos * count)
     return offset / divisor, mean_error, torch.from_numpy(gradient), divisor
@@ -90,8 +95,8 @@ def _(
     return torch.empty_like(gradient, dtype=dtype)
 
 
-def _packed(per_scale: list[Tensor]) -> Tensor:
-    return torch.cat([scale.flatten() for scale in per_scale])
+def _packed(per_scale: list[Tensor], channels_last: bool) -> Tensor:
+    return torch.cat([(scale.transpose(1, 2) if channels_last else scale).flatten() for scale in per_scale])
 
 
 def _smooth_l1(distance: Floats) -> Floats:

@@ -4,7 +4,7 @@ A program takes a tile of cells of one scale of one video, reads the network's p
 and the offsets only of foreground anchors. It writes partial sums, and the gradients of the two
 sums; a second launch adds the partial sums up in a fixed order and divides by the counts, which stay on the
 device. So backward is a multiplication. Gradients are packed in one buffer: the offsets of all scales, then the
-overlaps of all scales, each scale laid out as the network's tensor is.
+overlaps of all scales, each scale laid out as the network's tensor is, channels last or not.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from ahernet_kernels._anchors import MAX_SCALES, of_scale, tile_of_cells
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor
+from ahernet_kernels._anchors import MAX_SCALES, first_value, of_scale, tile_of_cells
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, is_channels_last
+from ahernet_kernels._packed import unpacked
 from ahernet_kernels._proposal_loss_cpu import proposal_loss_backward_cpu, proposal_loss_cpu
 from ahernet_kernels._tuning import launch_settings
 
@@ -49,7 +50,8 @@ def proposal_loss_kernel(
     anchors_ptr, kind_ptr, targets_ptr, tiou_ptr, gradient_ptr, sums_ptr,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
     T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
-    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr, BLOCK_CELLS: tl.constexpr,
+    RATIOS: tl.constexpr, CENTRE_SCALE: tl.constexpr, WIDTH_SCALE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_CELLS: tl.constexpr,
 ):  # fmt: skip
     """A tile of cells of one scale of one video: sums over its anchors, how many are foreground, all gradients."""
     videos, video = tl.num_programs(0).to(tl.int64), tl.program_id(0).to(tl.int64)
@@ -65,6 +67,7 @@ def proposal_loss_kernel(
     earlier = videos * earlier_cells * RATIOS  # anchors of earlier scales, two offsets and one overlap each
     offset_gradient_ptr = gradient_ptr + 2 * earlier
     overlap_gradient_ptr = gradient_ptr + 2 * videos * anchors + earlier
+    step = 1 if CHANNELS_LAST else cells
     offset_sum = tl.zeros([BLOCK_CELLS], tl.float32)
     overlap_sum = tl.zeros([BLOCK_CELLS], tl.float32)
     foreground_count = tl.zeros([BLOCK_CELLS], tl.float32)
@@ -77,9 +80,9 @@ def proposal_loss_kernel(
         start = tl.load(targets_ptr + at * 2, mask=foreground, other=0.0).to(tl.float32)
         end = tl.load(targets_ptr + at * 2 + 1, mask=foreground, other=0.0).to(tl.float32)
         # Where nothing is to be learnt all of these are 0, and so are the distances and the gradients.
-        of_centre = ((video * RATIOS + ratio) * 2) * cells + cell
+        of_centre = first_value(video, 2 * RATIOS, cell, cells, CHANNELS_LAST) + 2 * ratio * step
         centre_offset = tl.load(offsets_ptr + of_centre, mask=foreground, other=0.0).to(tl.float32)
-        width_offset = tl.load(offsets_ptr + of_centre + cells, mask=foreground, other=0.0).to(tl.float32)
+        width_offset = tl.load(offsets_ptr + of_centre + step, mask=foreground, other=0.0).to(tl.float32)
         centre_step = CENTRE_SCALE * anchor_width
         width = anchor_width * tl.exp(WIDTH_SCALE * width_offset)
         centre_distance, centre_slope = smooth_l1(anchor_centre + centre_step * centre_offset - (start + end) * 0.5)
@@ -87,9 +90,9 @@ def proposal_loss_kernel(
         offset_sum += centre_distance + width_distance
         foreground_count += foreground.to(tl.float32)
         tl.store(offset_gradient_ptr + of_centre, centre_slope * centre_step, mask=inside)
-        tl.store(offset_gradient_ptr + of_centre + cells, width_slope * width * WIDTH_SCALE, mask=inside)
+        tl.store(offset_gradient_ptr + of_centre + step, width_slope * width * WIDTH_SCALE, mask=inside)
 
-        of_overlap = (video * RATIOS + ratio) * cells + cell
+        of_overlap = first_value(video, RATIOS, cell, cells, CHANNELS_LAST) + ratio * step
         overlap = tl.load(overlaps_ptr + of_overlap, mask=inside, other=0.0).to(tl.float32)
         predicted = tl.div_rn(1.0, 1.0 + tl.exp(-overlap))
         tiou = tl.load(tiou_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -165,7 +168,8 @@ def proposal_loss_launch(
         anchors, kind, targets, tiou, gradient, sums,
         T0=lengths[0], T1=lengths[1], T2=lengths[2], T3=lengths[3],
         T4=lengths[4], T5=lengths[5], T6=lengths[6], T7=lengths[7],
-        RATIOS=overlaps[0].shape[1], CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale, **settings,
+        RATIOS=overlaps[0].shape[1], CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale,
+        CHANNELS_LAST=is_channels_last([*offsets, *overlaps]), **settings,
     )  # fmt: skip
     settings = launch_settings("proposal_loss_mean", DEFAULTS_MEAN)
     mean_kernel[(1,)](sums, offset, overlap, divisor, videos * tiles, videos * count, **settings)
@@ -222,24 +226,21 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(gradient, divisor)
     ctx.mark_non_differentiable(gradient, divisor)
     ctx.set_materialize_grads(False)  # or backward would fill a buffer of zeros for them
-    ctx.shapes = [[scale.shape for scale in scales] for scales in inputs[:2]]
-    ctx.dtype = inputs[0][0].dtype
+    offsets, overlaps = inputs[:2]
+    ctx.shapes = [scale.shape for scale in (*offsets, *overlaps)]
+    ctx.channels_last = is_channels_last([*offsets, *overlaps])
+    ctx.dtype = offsets[0].dtype
 
 
 def _backward(ctx: Any, offset: Tensor | None, overlap: Tensor | None, *_: None) -> tuple[Any, ...]:
     gradient, divisor = ctx.saved_tensors
     offset, overlap = (torch.zeros_like(divisor) if x is None else x for x in (offset, overlap))
     packed = _proposal_loss_backward(gradient, offset, overlap, divisor, ctx.dtype)
-    return *unpacked(packed, *ctx.shapes), None, None, None, None, None, None
+    gradients, scales = unpacked(packed, ctx.shapes, ctx.channels_last), len(ctx.shapes) // 2
+    return gradients[:scales], gradients[scales:], None, None, None, None, None, None
 
 
 _proposal_loss.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-def unpacked(gradient: Tensor, *shapes: list[torch.Size]) -> list[list[Tensor]]:
-    """Views of packed gradients per scale, in the given shapes of offsets and of overlaps."""
-    parts = iter(gradient.split([shape.numel() for per_scale in shapes for shape in per_scale]))
-    return [[next(parts).view(shape) for shape in per_scale] for per_scale in shapes]
 
 
 def proposal_loss(
@@ -260,7 +261,8 @@ def proposal_loss(
 
     Args:
         offsets: per scale `(B, 2 * D, T_j)`, channels dc, dw of ratio 0, then of ratio 1, and so on; at most 8
-            scales; these and `overlaps` share one of fp16, bf16 and fp32.
+            scales; these and `overlaps` share one of fp16, bf16 and fp32, and are read where they are if all are
+            contiguous or all are channels-last (`(B, T_j, channels)` in memory), else copied.
         overlaps: per scale `(B, D, T_j)`, before the sigmoid.
         anchors: `(A, 2)` centre, width in the unit of the targets, ordered by scale, cell, ratio;
             A = D * sum of T_j.
@@ -290,9 +292,11 @@ def proposal_loss(
     check_tensor("kind", kind, INTEGERS, ("B", count), sizes, device)
     check_tensor("targets", targets, (torch.float32,), ("B", count, 2), sizes, device)
     check_tensor("tiou", tiou, (torch.float32,), ("B", count), sizes, device)
+    if not is_channels_last([*offsets, *overlaps]):
+        offsets, overlaps = ([scale.contiguous() for scale in per_scale] for per_scale in (offsets, overlaps))
     offset, overlap, _, _ = _proposal_loss(
-        [scale.contiguous() for scale in offsets],
-        [scale.contiguous() for scale in overlaps],
+        offsets,
+        overlaps,
         *(constant.detach().contiguous() for constant in (anchors, kind, targets, tiou)),
         centre_scale,
         width_scale,

@@ -48,6 +48,7 @@ BUDGETS = {
     "pick": (40, 2048),
     "proposal_loss_backward": (40, 0),
     "proposal_loss_bf16": (64, 0),
+    "proposal_loss_channels_first": (64, 0),
     "proposal_loss_fp32": (64, 0),
     "proposal_loss_mean": (64, 128),
     "resample": (128, 8192),

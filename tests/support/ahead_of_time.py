@@ -181,11 +181,12 @@ def assign_variant(force_match: bool) -> Variant:
     return Variant("assign", "assign_kernel", types, constants, num_warps=num_warps, unaligned=("anchors",))
 
 
-def proposal_loss_variant(dtype: str) -> Variant:
+def proposal_loss_variant(dtype: str, channels_last: bool) -> Variant:
     outputs = {f"{name}_{j}": f"*{dtype}" for name in ("offsets", "overlaps") for j in range(8)}
     names = ("anchors_ptr", "kind_ptr", "targets_ptr", "tiou_ptr", "gradient_ptr", "sums_ptr")
     pointers = dict.fromkeys(names, "*fp32") | {"kind_ptr": "*i64"}
-    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "BLOCK_CELLS": 32}
+    constants = {"RATIOS": 3, "CENTRE_SCALE": 1.0, "WIDTH_SCALE": 1.0, "CHANNELS_LAST": channels_last}
+    constants |= {"BLOCK_CELLS": 32}
     lengths = {f"T{j}": 128 >> j for j in range(8)}
     return Variant(
         "proposal_loss", "proposal_loss_kernel", {**outputs, **pointers}, {**lengths, **constants}, num_warps=1
@@ -348,8 +349,9 @@ VARIANTS = {
         {"BLOCK": 256},
         unaligned=("rows", "candidates", "outputs"),
     ),
-    "proposal_loss_bf16": proposal_loss_variant("bf16"),
-    "proposal_loss_fp32": proposal_loss_variant("fp32"),
+    "proposal_loss_bf16": proposal_loss_variant("bf16", channels_last=True),
+    "proposal_loss_channels_first": proposal_loss_variant("bf16", channels_last=False),
+    "proposal_loss_fp32": proposal_loss_variant("fp32", channels_last=True),
     "proposal_loss_mean": Variant(
         "proposal_loss",
         "proposal_loss_mean_kernel",

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import ahernet_kernels
 import torch
+from ahernet_kernels._arguments import is_channels_last
 from ahernet_kernels._classification_gradients import (
     feature_gradient_kernel,
     gradients_launch,
     weight_gradient_kernel,
 )
 from ahernet_kernels._decide import finisher_kernel, round_kernel
+from ahernet_kernels._packed import unpacked
 from ahernet_kernels._tuning import overridden
 from ahernet_kernels.assign import assign_kernel, assign_launch
 from ahernet_kernels.classification_loss import (
@@ -45,7 +47,6 @@ from ahernet_kernels.proposal_loss import (
     proposal_loss_kernel,
     proposal_loss_launch,
     proposal_loss_mean_kernel,
-    unpacked,
 )
 from ahernet_kernels.resample import (
     resample_backward_kernel,
@@ -124,7 +125,9 @@ def interpreter() -> SimpleNamespace:
         gradient = proposal_loss_backward_launch(
             proposal_loss_backward_kernel, gradient, *scales, divisor, offsets[0].dtype
         )
-        return losses, unpacked(gradient, *([x.shape for x in per_scale] for per_scale in (offsets, overlaps)))
+        outputs, scales = [*offsets, *overlaps], len(offsets)
+        gradients = unpacked(gradient, [x.shape for x in outputs], is_channels_last(outputs))
+        return losses, [gradients[:scales], gradients[scales:]]
 
     def interpreted_soft_nms(segments, scores, labels, method, parameter, max_output, min_score=0.0):
         arguments = (segments, scores, labels, method, parameter, max_output, min_score)

@@ -84,6 +84,26 @@ def test_any_number_of_anchors_a_cell(ops, ratios):
     assert_equals_the_reference(ops, *case(2, [4, 2], ratios))
 
 
+@pytest.mark.parametrize("cells", [[33, 16, 1], [5, 0, 2]])
+@pytest.mark.parametrize("ratios", [1, 3])
+def test_channels_may_be_last_in_memory(ops, cells, ratios):
+    offsets, overlaps, *constants = case(3, cells, ratios)
+    last = [[x.transpose(1, 2).contiguous().transpose(1, 2) for x in kind] for kind in (offsets, overlaps)]
+    actual = ops.proposal_loss(*last, *constants, weights=(3.0, 2.0))
+    expected = ops.proposal_loss(offsets, overlaps, *constants, weights=(3.0, 2.0))
+    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=0)
+    assert_close(actual[0], expected[0])
+    assert all(x.transpose(1, 2).is_contiguous() for x in tree_leaves(actual[1]))
+
+
+def test_outputs_in_two_layouts_are_as_good_as_in_one(ops):
+    offsets, overlaps, *constants = case(3, [9, 4])
+    mixed = [offsets[0].transpose(1, 2).contiguous().transpose(1, 2), offsets[1]]
+    if ops.name == "interpreter":
+        pytest.skip("the public function copies them, the launcher does not")
+    assert_equals_the_reference(ops, mixed, overlaps, *constants)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
 def test_any_share_of_foreground(ops, share):
     assert_equals_the_reference(ops, *case(3, [16, 8, 1], share=share))
