@@ -102,12 +102,14 @@ def classifier(
     return features, weights, [normal(classes) for _ in CHANNELS]
 
 
-def cell_labels(videos: int, classes: int, device: str = "cpu", seed: int = 0) -> Tensor:
-    """The class of each cell (B, cells), -1 for those that have none, which are most."""
+def cell_labels(
+    videos: int, classes: int, device: str = "cpu", share: float = SHARE_OF_LABELLED_CELLS, seed: int = 0
+) -> Tensor:
+    """The class of each cell (B, cells), -1 for those that have none: all but a share of them."""
     generator = np.random.default_rng(seed)
     shape = (videos, sum(CELLS))
     labels = generator.integers(0, classes, shape)
-    labels[generator.random(shape) >= SHARE_OF_LABELLED_CELLS] = -1
+    labels[generator.random(shape) >= share] = -1
     return torch.from_numpy(labels).to(device)
 
 

@@ -41,8 +41,13 @@ def tiles(names: str, *rows: tuple[int, ...]) -> tuple[Settings, ...]:
 GRADIENT_TILES = tiles(
     "BLOCK_ROWS BLOCK_CLASSES BLOCK_D BLOCK_OUT num_warps num_stages",
     (64, 64, 64, 128, 4, 2),
+    (64, 64, 64, 128, 4, 3),
     (32, 64, 64, 128, 4, 2),
+    (32, 64, 64, 256, 8, 2),
     (64, 64, 64, 256, 8, 2),
+    (64, 64, 64, 256, 8, 3),
+    (64, 128, 64, 128, 8, 3),
+    (128, 64, 64, 128, 8, 3),
     (64, 64, 32, 128, 8, 3),
 )
 GRID: dict[str, Tuned] = {
@@ -190,6 +195,12 @@ GRID: dict[str, Tuned] = {
         ("classification_loss",),
         "classification_loss",
         GRADIENT_TILES,
+    ),
+    "labelled_cells": Tuned(
+        "_labelled_cells",
+        ("classification_loss",),
+        "classification_loss",
+        every(BLOCK=(1024, 2048, 4096), num_warps=(8, 16)),
     ),
     "match": Tuned("match", ("assign",), "match", every(BLOCK_A=(64, 128, 256, 512), num_warps=(1, 2, 4))),
     "pick": Tuned("pick", ("pick",), "pick", every(BLOCK=(128, 256, 512), num_warps=(2, 4))),

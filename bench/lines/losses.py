@@ -64,15 +64,17 @@ def classification_loss_lines(device: str, sizes: Sizes) -> Iterator[Line]:
         return [x[:CHECKED_MAPS] for x in features], weights, biases, part, (part >= 0).sum().float()
 
     videos = sizes.small_batch
-    for classes in (*sizes.sweep_classes[1:], sizes.many_classes):
+    few, all_cells = cases.SHARE_OF_LABELLED_CELLS, 1.0
+    many = sizes.sweep_classes[-1]
+    for classes, share in ((many, few), (many, all_cells), (sizes.sweep_classes[1], few), (sizes.many_classes, few)):
         peers = {"eager torch": classification.classification_loss}
-        if classes == sizes.sweep_classes[-1]:
+        if classes == many:
             peers |= compiled(classification.classification_loss, device)
-        labels = cases.cell_labels(videos, classes, device)
+        labels = cases.cell_labels(videos, classes, device, share)
         weight = (labels >= 0).sum().float()
         yield Line(
             "classification_loss",
-            f"B={videos} C={classes} bf16, forward and backward",
+            f"B={videos} C={classes} bf16, {'all' if share == all_cells else 'few'} cells, forward and backward",
             (*cases.classifier(videos, classes, torch.bfloat16, device), labels, weight),
             loss_and_gradients(kernels.classification_loss, kinds=3),
             first_features,

@@ -27,6 +27,21 @@ def of_scale(scale, v0, v1, v2, v3, v4, v5, v6, v7):
 
 
 @triton.jit
+def first_of_scale(
+    scale,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
+    N4: tl.constexpr, N5: tl.constexpr, N6: tl.constexpr,
+):  # fmt: skip
+    """How many there are in the scales before one, given how many in each."""
+    S2: tl.constexpr = N0 + N1
+    S3: tl.constexpr = S2 + N2
+    S4: tl.constexpr = S3 + N3
+    S5: tl.constexpr = S4 + N4
+    S6: tl.constexpr = S5 + N5
+    return of_scale(scale, 0, N0, S2, S3, S4, S5, S6, S6 + N6)
+
+
+@triton.jit
 def tile_of_cells(
     tile,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
@@ -41,18 +56,12 @@ def tile_of_cells(
     N5: tl.constexpr = N4 + (T4 + BLOCK_CELLS - 1) // BLOCK_CELLS
     N6: tl.constexpr = N5 + (T5 + BLOCK_CELLS - 1) // BLOCK_CELLS
     N7: tl.constexpr = N6 + (T6 + BLOCK_CELLS - 1) // BLOCK_CELLS
-    C2: tl.constexpr = T0 + T1  # first cell of scale 2, and so on
-    C3: tl.constexpr = C2 + T2
-    C4: tl.constexpr = C3 + T3
-    C5: tl.constexpr = C4 + T4
-    C6: tl.constexpr = C5 + T5
-    C7: tl.constexpr = C6 + T6
     scale = (tile >= N1).to(tl.int32) + (tile >= N2).to(tl.int32) + (tile >= N3).to(tl.int32)
     scale += (tile >= N4).to(tl.int32) + (tile >= N5).to(tl.int32) + (tile >= N6).to(tl.int32)
     scale += (tile >= N7).to(tl.int32)
     cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
     cell = (tile - of_scale(scale, 0, N1, N2, N3, N4, N5, N6, N7)) * BLOCK_CELLS + tl.arange(0, BLOCK_CELLS)
-    return scale, cells, cell, of_scale(scale, 0, T0, C2, C3, C4, C5, C6, C7)
+    return scale, cells, cell, first_of_scale(scale, T0, T1, T2, T3, T4, T5, T6)
 
 
 @triton.jit

@@ -12,37 +12,28 @@ import triton.language as tl
 from torch import Tensor
 
 from ahernet_kernels._anchors import MAX_SCALES, of_scale
-from ahernet_kernels._arguments import FLOATS, check_tensor, is_channels_last
+from ahernet_kernels._arguments import FLOATS, check_tensor
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Scales(NamedTuple):
-    """What a kernel is given of the scales, the deepest feature map first; absent ones have no cells."""
+    """What a kernel is given of the scales, in an order of its own; absent ones have no cells."""
 
     tensors: list[Tensor]
     """Feature map, weights and bias of each scale, by kind."""
     constants: dict[str, int]
-    """Of each scale: T cells, D channels, C cells of the scales that come before it in the output; and the layout."""
-    order: list[int]
-    """Scales from the deepest to the shallowest."""
+    """Of each scale: T cells, D channels."""
 
 
-def scales_by_depth(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> Scales:
-    """Order the scales for a launch; maps that are neither all contiguous nor all channels-last are copied."""
-    channels_last = is_channels_last(features)
-    if not channels_last:
-        features = [x.contiguous() for x in features]
-    order = sorted(range(len(features)), key=lambda j: -features[j].shape[1])
-    absent = [0] * (MAX_SCALES - len(features))
+def scales_in(order: list[int], features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> Scales:
+    """The scales for a launch, in the given order."""
+    absent = [0] * (MAX_SCALES - len(order))
     tensors = [per_scale[j] for per_scale in (features, weights, biases) for j in [*order, *absent]]
-    constants = {"CHANNELS_LAST": int(channels_last)}
-    cells = [x.shape[2] for x in features]
+    constants = dict.fromkeys((f"{size}{place}" for size in "TD" for place in range(MAX_SCALES)), 0)
     for place, j in enumerate(order):
-        constants |= {f"T{place}": cells[j], f"D{place}": features[j].shape[1], f"C{place}": sum(cells[:j])}
-    for place in range(len(order), MAX_SCALES):
-        constants |= {f"T{place}": 0, f"D{place}": 0, f"C{place}": 0}
-    return Scales(tensors, constants, order)
+        constants |= {f"T{place}": features[j].shape[2], f"D{place}": features[j].shape[1]}
+    return Scales(tensors, constants)
 
 
 def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> None:
@@ -70,7 +61,7 @@ def tile_of_rows(
     T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Scale of a tile and its rows there: a scale has a row for each cell of each video."""
+    """Scale of a tile and its first row there: a scale has a row for each cell of each video."""
     n1 = tl.cdiv(videos * T0, BLOCK_ROWS)  # first tile of scale 1, and so on
     n2 = n1 + tl.cdiv(videos * T1, BLOCK_ROWS)
     n3 = n2 + tl.cdiv(videos * T2, BLOCK_ROWS)
@@ -81,8 +72,7 @@ def tile_of_rows(
     scale = (tile >= n1).to(tl.int32) + (tile >= n2).to(tl.int32) + (tile >= n3).to(tl.int32)
     scale += (tile >= n4).to(tl.int32) + (tile >= n5).to(tl.int32) + (tile >= n6).to(tl.int32)
     scale += (tile >= n7).to(tl.int32)
-    first = (tile - of_scale(scale, 0, n1, n2, n3, n4, n5, n6, n7)) * BLOCK_ROWS
-    return scale, first + tl.arange(0, BLOCK_ROWS)
+    return scale, (tile - of_scale(scale, 0, n1, n2, n3, n4, n5, n6, n7)) * BLOCK_ROWS
 
 
 @triton.jit

@@ -33,11 +33,11 @@ def proposal_loss_cpu(
     cell, ratio = np.divmod(anchor - first, ratios)
     channels_last = is_channels_last([*offsets, *overlaps])
     if channels_last:
-        in_scale, step = 2 * ((video * length + cell) * ratios + ratio), 1
+        of_centre = 2 * videos * first + 2 * ((video * length + cell) * ratios + ratio)
+        places = np.stack([of_centre, of_centre + 1])
     else:
-        in_scale, step = 2 * (video * ratios + ratio) * length + cell, length
-    of_centre = 2 * videos * first + in_scale
-    places = np.stack([of_centre, of_centre + step])
+        of_centre = 2 * videos * first + 2 * (video * ratios + ratio) * length + cell
+        places = np.stack([of_centre, of_centre + length])
     centre_offset, width_offset = _packed(offsets, channels_last)[torch.from_numpy(places)].float().numpy()
     anchor_centre, anchor_width = anchors.float().numpy()[anchor].T
     start, end = targets.numpy()[video, anchor].T

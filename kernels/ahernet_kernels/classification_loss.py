@@ -1,11 +1,10 @@
 """Softmax cross-entropy of labelled cells straight from feature maps and class weights: no logits in memory.
 
-Cells with a label are sorted to the front of their scale, so that every direction works on those alone, a few per cent
-of all where the class loss looks at the foreground. Forward a program takes a tile of them and a chunk of classes and
-stores the logarithm of its sum of exponentials; a second launch merges the chunks. Backward the logits of a tile are
-computed again (`_classification_gradients`). No atomics: every sum has one order.
-
-A scale is a launch: with its depth known, loads of features and weights are 16 bytes wide and kept in flight.
+Cells with a label stand in front of their scale (`_labelled_cells`), so that every direction works on those alone, a
+few per cent of all where the class loss looks at the foreground. Forward a program takes a tile of them and a chunk of
+classes and stores the logarithm of its sum of exponentials; a second launch merges the chunks. Backward the logits of
+a tile are computed again (`_classification_gradients`). No atomics: every sum has one order. All scales share a launch:
+their depths are constants of it, so that loads of features and weights are 16 bytes wide and kept in flight.
 """
 
 from typing import Any
@@ -14,18 +13,19 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op, triton_op, wrap_triton
+from torch.library import triton_op, wrap_triton
 
+from ahernet_kernels._anchors import first_of_scale, of_scale
 from ahernet_kernels._arguments import INTEGERS, check_tensor
-from ahernet_kernels._class_logits import check_classifier, class_logits, map_offset
+from ahernet_kernels._class_logits import check_classifier, class_logits, map_offset, scales_in, tile_of_rows
 from ahernet_kernels._classification_gradients import (
     feature_gradient_kernel,
     gradients_launch,
-    gradients_torch,
-    labelled_rows,
-    logits_in_chunks,
     weight_gradient_kernel,
 )
+from ahernet_kernels._classification_loss_cpu import classification_loss_backward_cpu, classification_loss_cpu
+from ahernet_kernels._labelled_cells import labelled_cells
+from ahernet_kernels._packed import unpacked
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_ROWS": 64, "BLOCK_CLASSES": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
@@ -35,21 +35,39 @@ DEFAULTS_MERGE = {"BLOCK": 128, "num_warps": 4}
 
 @triton.jit
 def log_sum_kernel(
-    features_ptr, weights_ptr, biases_ptr, labels_ptr, order_ptr, ends_ptr, part_ptr, picked_ptr,
-    scale, first_row, rows, first_cell, cells, all_cells, classes, dimension,
+    features_0, features_1, features_2, features_3, features_4, features_5, features_6, features_7,
+    weights_0, weights_1, weights_2, weights_3, weights_4, weights_5, weights_6, weights_7,
+    biases_0, biases_1, biases_2, biases_3, biases_4, biases_5, biases_6, biases_7,
+    labels_ptr, order_ptr, ends_ptr, part_ptr, picked_ptr, videos, classes,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    T4: tl.constexpr, T5: tl.constexpr, T6: tl.constexpr, T7: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, D3: tl.constexpr,
+    D4: tl.constexpr, D5: tl.constexpr, D6: tl.constexpr, D7: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of labelled cells of one scale and a chunk of classes: log-sum of exponentials, logit of the label."""
     chunks = tl.cdiv(classes, BLOCK_CLASSES)
     chunk = tl.program_id(0) % chunks
-    first = first_row + tl.program_id(0) // chunks * BLOCK_ROWS
+    tile = tl.program_id(0) // chunks
+    scale, first = tile_of_rows(tile, videos, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_ROWS)
+    earlier = first_of_scale(scale, T0, T1, T2, T3, T4, T5, T6)
+    row = videos * earlier + first + tl.arange(0, BLOCK_ROWS)
     end = tl.load(ends_ptr + scale).to(tl.int32)
-    if first < end:
-        row = first + tl.arange(0, BLOCK_ROWS)
+    if videos * earlier + first < end:
+        cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
+        dimension = of_scale(scale, D0, D1, D2, D3, D4, D5, D6, D7)
+        features_ptr = of_scale(
+            scale, features_0, features_1, features_2, features_3, features_4, features_5, features_6, features_7
+        )
+        weights_ptr = of_scale(
+            scale, weights_0, weights_1, weights_2, weights_3, weights_4, weights_5, weights_6, weights_7
+        )
+        biases_ptr = of_scale(scale, biases_0, biases_1, biases_2, biases_3, biases_4, biases_5, biases_6, biases_7)
+        all_cells = T0 + T1 + T2 + T3 + T4 + T5 + T6 + T7
         inside = row < end
         source = tl.load(order_ptr + tl.minimum(row, end - 1))
         label = tl.load(labels_ptr + source).to(tl.int32)
-        at = map_offset(source // all_cells, source % all_cells - first_cell, cells, dimension, True)
+        at = map_offset(source // all_cells, source % all_cells - earlier, cells, dimension, True)
         index = chunk * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
         logits = class_logits(
             features_ptr, weights_ptr, biases_ptr, at, index, cells, classes, dimension,
@@ -58,7 +76,8 @@ def log_sum_kernel(
         top = tl.max(logits, 1)
         top = tl.where(top > float("-inf"), top, 0.0)
         part = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
-        tl.store(part_ptr + chunk.to(tl.int64) * rows + row, part, mask=inside)
+        rows = tl.cast(videos, tl.int64) * all_cells
+        tl.store(part_ptr + chunk * rows + row, part, mask=inside)
         is_label = index[None, :] == label[:, None]
         picked = tl.sum(tl.where(is_label, logits, 0.0), 1)
         tl.store(picked_ptr + row, picked, mask=inside & (label // BLOCK_CLASSES == chunk))
@@ -66,13 +85,11 @@ def log_sum_kernel(
 
 @triton.jit
 def merge_log_sums_kernel(
-    labels_ptr, order_ptr, part_ptr, picked_ptr, loss_ptr, log_sum_ptr, rows, classes, chunks, BLOCK: tl.constexpr
-):
+    order_ptr, part_ptr, picked_ptr, loss_ptr, log_sum_ptr, rows, chunks, BLOCK: tl.constexpr
+):  # fmt: skip
     """Loss and log-sum of each row over all chunks of classes; 0 for rows without a label."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < rows
-    label = tl.load(labels_ptr + tl.load(order_ptr + row, mask=inside, other=0), mask=inside, other=-1)
-    labelled = (label >= 0) & (label < classes)
+    labelled = tl.load(order_ptr + row, mask=row < rows, other=-1) >= 0
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     at = row.to(tl.int64)
@@ -85,8 +102,8 @@ def merge_log_sums_kernel(
         at += rows
     log_sum = tl.where(top > float("-inf"), top, 0.0) + tl.log(tl.where(labelled, total, 1.0))
     picked = tl.load(picked_ptr + row, mask=labelled, other=0.0).to(tl.float32)
-    tl.store(loss_ptr + row, tl.where(labelled, log_sum - picked, 0.0), mask=inside)
-    tl.store(log_sum_ptr + row, tl.where(labelled, log_sum, 0.0), mask=inside)
+    tl.store(loss_ptr + row, tl.where(labelled, log_sum - picked, 0.0), mask=row < rows)
+    tl.store(log_sum_ptr + row, tl.where(labelled, log_sum, 0.0), mask=row < rows)
 
 
 def classification_loss_launch(
@@ -99,8 +116,7 @@ def classification_loss_launch(
     order: Tensor,
     ends: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Launch `kernel` on each scale, then `merge_kernel`; sum of losses and log-sum of each row."""
-    videos, all_cells = labels.shape
+    """Launch `kernel` on tiles of labelled cells, then `merge_kernel`; sum of losses and log-sum of each row."""
     rows, classes = labels.numel(), weights[0].shape[0]
     loss = torch.empty((rows,), dtype=torch.float32, device=labels.device)
     log_sum = torch.empty((rows,), dtype=torch.float32, device=labels.device)
@@ -111,70 +127,15 @@ def classification_loss_launch(
     chunks = triton.cdiv(classes, settings["BLOCK_CLASSES"])
     part = torch.empty((chunks, rows), dtype=torch.float32, device=labels.device)
     picked = torch.empty((rows,), dtype=torch.float32, device=labels.device)
-    first_cell = 0
-    for j, x in enumerate(features):
-        _, dimension, cells = x.shape
-        if cells > 0:
-            kernel[(triton.cdiv(videos * cells, settings["BLOCK_ROWS"]) * chunks,)](
-                x, weights[j], biases[j], labels, order, ends, part, picked,
-                j, videos * first_cell, rows, first_cell, cells, all_cells, classes, dimension,
-                **settings,
-            )  # fmt: skip
-        first_cell += cells
+    videos = labels.shape[0]
+    tiles = sum(triton.cdiv(videos * x.shape[2], settings["BLOCK_ROWS"]) for x in features)
+    scales = scales_in(list(range(len(features))), features, weights, biases)
+    kernel[(tiles * chunks,)](
+        *scales.tensors, labels, order, ends, part, picked, videos, classes, **scales.constants, **settings
+    )
     settings = launch_settings("merge_log_sums", DEFAULTS_MERGE)
-    merge_kernel[(triton.cdiv(rows, settings["BLOCK"]),)](
-        labels, order, part, picked, loss, log_sum, rows, classes, chunks, **settings
-    )
+    merge_kernel[(triton.cdiv(rows, settings["BLOCK"]),)](order, part, picked, loss, log_sum, rows, chunks, **settings)
     return loss.sum(), log_sum
-
-
-def labelled_first(labels: Tensor, cells: list[int], classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Order cells by scale, labelled ones first: rows (B * cells,), where those of each scale end, how many in all."""
-    labelled = (labels >= 0) & (labels < classes)
-    number = torch.arange(labels.shape[1], device=labels.device)
-    scale = torch.zeros_like(number)
-    for j in range(1, len(cells)):
-        scale += number >= sum(cells[:j])
-    key, order = (2 * scale + ~labelled).flatten().sort(stable=True)
-    ends = torch.searchsorted(key, 2 * torch.arange(len(cells), device=labels.device), right=True)
-    return order, ends, labelled.sum()
-
-
-@custom_op("ahernet_kernels::classification_loss_cpu", mutates_args=(), device_types="cpu")
-def _classification_loss_cpu(
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    labels: Tensor,
-    order: Tensor,
-    ends: Tensor,
-) -> tuple[Tensor, Tensor]:
-    log_sum = torch.zeros((labels.numel(),))
-    loss = torch.zeros(())
-    for j, (x, _, _, rows) in enumerate(labelled_rows(features, order, ends)):
-        label = labels.flatten()[order[rows]]
-        total = torch.full((len(x),), -torch.inf)
-        for _, logits in logits_in_chunks(x, weights[j], biases[j]):
-            total = torch.logaddexp(total, logits.logsumexp(dim=1))
-        picked = (x * weights[j][label].float()).sum(dim=1) + biases[j][label].float()
-        log_sum[rows] = total
-        loss += (total - picked).sum()
-    return loss, log_sum
-
-
-@_classification_loss_cpu.register_fake
-def _(
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    labels: Tensor,
-    order: Tensor,
-    ends: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return (
-        features[0].new_empty((), dtype=torch.float32),
-        features[0].new_empty((labels.numel(),), dtype=torch.float32),
-    )
 
 
 @triton_op("ahernet_kernels::classification_loss", mutates_args=())
@@ -188,36 +149,8 @@ def _classification_loss(
 ) -> tuple[Tensor, Tensor]:
     arguments = (features, weights, biases, labels, order, ends)
     if labels.device.type == "cpu":
-        return _classification_loss_cpu(*arguments)
+        return classification_loss_cpu(*arguments)
     return classification_loss_launch(wrap_triton(log_sum_kernel), wrap_triton(merge_log_sums_kernel), *arguments)
-
-
-@custom_op("ahernet_kernels::classification_loss_backward_cpu", mutates_args=(), device_types="cpu")
-def _backward_cpu(
-    gradient: Tensor,
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    labels: Tensor,
-    order: Tensor,
-    ends: Tensor,
-    log_sum: Tensor,
-) -> list[Tensor]:
-    return gradients_torch(gradient, features, weights, biases, labels, order, ends, log_sum)
-
-
-@_backward_cpu.register_fake
-def _(
-    gradient: Tensor,
-    features: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    labels: Tensor,
-    order: Tensor,
-    ends: Tensor,
-    log_sum: Tensor,
-) -> list[Tensor]:
-    return [torch.empty_like(x) for x in (*features, *weights, *biases)]
 
 
 @triton_op("ahernet_kernels::classification_loss_backward", mutates_args=())
@@ -230,10 +163,10 @@ def _classification_loss_backward(
     order: Tensor,
     ends: Tensor,
     log_sum: Tensor,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (gradient, features, weights, biases, labels, order, ends, log_sum)
     if labels.device.type == "cpu":
-        return _backward_cpu(*arguments)
+        return classification_loss_backward_cpu(*arguments)
     return gradients_launch(wrap_triton(feature_gradient_kernel), wrap_triton(weight_gradient_kernel), *arguments)
 
 
@@ -246,11 +179,23 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     saved, n = list(ctx.saved_tensors), ctx.scales
     per_scale = [saved[:n], saved[n : 2 * n], saved[2 * n : 3 * n]]
-    gradients = _classification_loss_backward(gradient, *per_scale, *saved[3 * n :])
-    return gradients[:n], gradients[n : 2 * n], gradients[2 * n :], None, None, None
+    packed = _classification_loss_backward(gradient, *per_scale, *saved[3 * n :])
+    return *gradients_per_scale(packed, *per_scale), None, None, None
 
 
 _classification_loss.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def gradients_per_scale(
+    packed: tuple[Tensor, Tensor, Tensor], features: list[Tensor], weights: list[Tensor], biases: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Views of packed gradients: of features, channels last, of weights and of biases."""
+    of_features, of_weights, of_biases = packed
+    return (
+        unpacked(of_features, [x.shape for x in features], channels_last=True),
+        unpacked(of_weights, [x.shape for x in weights], channels_last=False),
+        unpacked(of_biases, [x.shape for x in biases], channels_last=False),
+    )
 
 
 def classification_loss(features: list[Tensor], weights: list[Tensor], biases: list[Tensor], labels: Tensor) -> Tensor:
@@ -270,7 +215,7 @@ def classification_loss(features: list[Tensor], weights: list[Tensor], biases: l
     cells = [x.shape[2] for x in features]
     check_tensor("labels", labels, INTEGERS, (features[0].shape[0], sum(cells)), {}, features[0].device)
     labels = labels.contiguous()
-    order, ends, count = labelled_first(labels, cells, weights[0].shape[0])
+    order, ends = labelled_cells(labels, cells, weights[0].shape[0])
     loss, _ = _classification_loss(
         [x.transpose(1, 2).contiguous().transpose(1, 2) for x in features],
         [x.contiguous() for x in weights],
@@ -279,4 +224,4 @@ def classification_loss(features: list[Tensor], weights: list[Tensor], biases: l
         order,
         ends,
     )
-    return loss / count.clamp(min=1)
+    return loss / (order >= 0).sum().clamp(min=1)

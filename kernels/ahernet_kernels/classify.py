@@ -20,13 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._anchors import of_scale
-from ahernet_kernels._arguments import constant
+from ahernet_kernels._anchors import MAX_SCALES, of_scale
+from ahernet_kernels._arguments import constant, is_channels_last
 from ahernet_kernels._class_logits import (
     check_classifier,
     class_logits,
     map_offset,
-    scales_by_depth,
+    scales_in,
     tile_of_rows,
 )
 from ahernet_kernels._tiou import FLOAT_MAX
@@ -60,7 +60,7 @@ def classify_kernel(
     chunks = tl.cdiv(classes, BLOCK_CLASSES)
     chunk = tl.program_id(0) % chunks
     tile = tl.program_id(0) // chunks
-    scale, row = tile_of_rows(tile, videos, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_ROWS)
+    scale, first = tile_of_rows(tile, videos, T0, T1, T2, T3, T4, T5, T6, T7, BLOCK_ROWS)
     cells = of_scale(scale, T0, T1, T2, T3, T4, T5, T6, T7)
     dimension = of_scale(scale, D0, D1, D2, D3, D4, D5, D6, D7)
     features_ptr = of_scale(
@@ -71,6 +71,7 @@ def classify_kernel(
     )
     biases_ptr = of_scale(scale, biases_0, biases_1, biases_2, biases_3, biases_4, biases_5, biases_6, biases_7)
 
+    row = first + tl.arange(0, BLOCK_ROWS)
     inside = row < videos * cells
     row = tl.minimum(row, videos * cells - 1)
     video, cell = (row // cells).to(tl.int64), row % cells
@@ -137,8 +138,17 @@ def classify_launch(
     tiles = sum(triton.cdiv(videos * length, settings["BLOCK_ROWS"]) for length in cells)
     top = torch.empty((chunks, videos, sum(cells)), dtype=torch.float32, device=device)
     total, label = torch.empty_like(top), torch.empty_like(top, dtype=torch.int32)
-    scales = scales_by_depth(features, weights, biases)
-    kernel[(tiles * chunks,)](*scales.tensors, top, total, label, videos, classes, **scales.constants, **settings)
+    channels_last = is_channels_last(features)
+    if not channels_last:
+        features = [x.contiguous() for x in features]
+    deepest_first = sorted(range(len(features)), key=lambda j: -features[j].shape[1])
+    scales = scales_in(deepest_first, features, weights, biases)
+    constants = scales.constants | dict.fromkeys((f"C{place}" for place in range(MAX_SCALES)), 0)
+    constants |= {f"C{place}": sum(cells[:j]) for place, j in enumerate(deepest_first)}
+    kernel[(tiles * chunks,)](
+        *scales.tensors, top, total, label, videos, classes,
+        **constants, CHANNELS_LAST=int(channels_last), **settings,
+    )  # fmt: skip
     settings = launch_settings("merge_chunks", DEFAULTS_MERGE)
     merge_kernel[(triton.cdiv(videos * sum(cells), settings["BLOCK"]),)](
         top, total, label, probability, labels, videos * sum(cells), chunks, **settings

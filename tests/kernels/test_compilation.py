@@ -33,6 +33,7 @@ BUDGETS = {
     "decode_classified": (72, 512),
     "decode_classified_rows": (72, 512),
     "decode_fp32": (88, 512),
+    "labelled_cells": (64, 256),
     "match": (40, 0),
     "merge_chunks": (40, 0),
     "nms": (80, 8192),

@@ -53,47 +53,46 @@ def per_scale(dtype: str, *kinds: str) -> dict[str, str]:
     return {f"{kind}_{j}": f"*{dtype}" for kind in kinds for j in range(8)}
 
 
-def classifier_constants() -> dict[str, object]:
-    """Scales of the paper from the deepest to the shallowest, as `scales_by_depth` gives them to a kernel."""
-    depths = (2048, 2048, 1024, 1024, 512, 512, 256, 256)
-    sizes = {f"D{j}": depth for j, depth in enumerate(depths)} | {f"T{j}": 1 << j for j in range(8)}
-    return sizes | {f"C{j}": 255 - (2 << j) + 1 for j in range(8)}
+DEPTHS = (256, 256, 512, 512, 1024, 1024, 2048, 2048)
+
+
+def scale_sizes(order: range) -> dict[str, object]:
+    """Cells and channels of the scales of the paper, in the order that a kernel takes them."""
+    places = {f"D{place}": DEPTHS[j] for place, j in enumerate(order)}
+    return places | {f"T{place}": 128 >> j for place, j in enumerate(order)}
 
 
 def classify_variant(dtype: str, channels_last: bool) -> Variant:
     tile = {"BLOCK_ROWS": 64, "BLOCK_CLASSES": 64, "BLOCK_D": 16}
     if dtype != "fp32":
         tile = {"BLOCK_ROWS": 128, "BLOCK_CLASSES": 128, "BLOCK_D": 64}
+    first_cells = {f"C{j}": 255 - (2 << j) + 1 for j in range(8)}
     outputs = {"top_ptr": "*fp32", "total_ptr": "*fp32", "label_ptr": "*i32", "videos": "i32", "classes": "i32"}
     return Variant(
         "classify",
         "classify_kernel",
         per_scale(dtype, "features", "weights", "biases") | outputs,
-        classifier_constants() | {"CHANNELS_LAST": int(channels_last)} | tile,
+        scale_sizes(range(7, -1, -1)) | first_cells | {"CHANNELS_LAST": int(channels_last)} | tile,
         num_warps=8,
         unaligned=("videos", "classes"),
         num_stages=3,
     )
 
 
-LABELLED_SIZES = ("scale", "first_row", "first_cell", "cells", "all_cells", "classes")
-
-
 def labelled_types(dtype: str) -> dict[str, str]:
-    """What kernels of `classification_loss` take of one scale."""
-    types = dict.fromkeys(("features_ptr", "weights_ptr", "biases_ptr"), f"*{dtype}")
-    types |= dict.fromkeys(("labels_ptr", "order_ptr", "ends_ptr"), "*i64")
-    return types | dict.fromkeys((*LABELLED_SIZES, "dimension"), "i32")
+    """What kernels of `classification_loss` take of all scales."""
+    types = dict.fromkeys(("labels_ptr", "order_ptr", "ends_ptr"), "*i64")
+    return per_scale(dtype, "features", "weights", "biases") | types | {"videos": "i32", "classes": "i32"}
 
 
 def log_sum_variant(dtype: str, tile: tuple[int, int, int]) -> Variant:
     return Variant(
         "classification_loss",
         "log_sum_kernel",
-        labelled_types(dtype) | {"part_ptr": "*fp32", "picked_ptr": "*fp32", "rows": "i32"},
-        dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D"), tile, strict=True)),
+        labelled_types(dtype) | {"part_ptr": "*fp32", "picked_ptr": "*fp32"},
+        scale_sizes(range(8)) | dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D"), tile, strict=True)),
         num_warps=8,
-        unaligned=("rows", *LABELLED_SIZES),
+        unaligned=("videos", "classes"),
         num_stages=3,
     )
 
@@ -105,9 +104,9 @@ def classification_gradient_variant(kind: str, dtype: str, tile: tuple[int, int,
         "_classification_gradients",
         f"{kind}_gradient_kernel",
         labelled_types(dtype) | types,
-        dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D", "BLOCK_OUT"), tile, strict=True)),
+        scale_sizes(range(8)) | dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D", "BLOCK_OUT"), tile, strict=True)),
         num_warps=8,
-        unaligned=LABELLED_SIZES,
+        unaligned=("videos", "classes"),
         num_stages=2,
     )
 
@@ -232,13 +231,12 @@ VARIANTS = {
         "classification_loss",
         "merge_log_sums_kernel",
         {
-            "labels_ptr": "*i64",
             "order_ptr": "*i64",
             **dict.fromkeys(("part_ptr", "picked_ptr", "loss_ptr", "log_sum_ptr"), "*fp32"),
-            **dict.fromkeys(("rows", "classes", "chunks"), "i32"),
+            **dict.fromkeys(("rows", "chunks"), "i32"),
         },
         {"BLOCK": 128},
-        unaligned=("rows", "classes", "chunks"),
+        unaligned=("rows", "chunks"),
     ),
     "classification_weights_bf16": classification_gradient_variant("weight", "bf16", (64, 64, 64, 128)),
     "classification_weights_fp32": classification_gradient_variant("weight", "fp32", (32, 32, 16, 64)),
@@ -250,6 +248,14 @@ VARIANTS = {
     "decode_classified_rows": decode_classified_variant(channels_last=True),
     "decode_fp32": decode_variant("fp32", channels_last=True),
     "decode_channels_first": decode_variant("bf16", channels_last=False),
+    "labelled_cells": Variant(
+        "_labelled_cells",
+        "labelled_cells_kernel",
+        {**dict.fromkeys(("labels_ptr", "order_ptr", "ends_ptr"), "*i64"), "videos": "i32", "classes": "i32"},
+        {f"T{j}": 128 >> j for j in range(8)} | {"BLOCK": 2048},
+        num_warps=8,
+        unaligned=("videos", "classes"),
+    ),
     "match": Variant(
         "match",
         "match_kernel",

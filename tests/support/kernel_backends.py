@@ -16,12 +16,13 @@ from ahernet_kernels._classification_gradients import (
     weight_gradient_kernel,
 )
 from ahernet_kernels._decide import finisher_kernel, round_kernel
+from ahernet_kernels._labelled_cells import labelled_cells, labelled_cells_kernel, labelled_cells_launch
 from ahernet_kernels._packed import unpacked
 from ahernet_kernels._tuning import overridden
 from ahernet_kernels.assign import assign_kernel, assign_launch
 from ahernet_kernels.classification_loss import (
     classification_loss_launch,
-    labelled_first,
+    gradients_per_scale,
     log_sum_kernel,
     merge_log_sums_kernel,
 )
@@ -57,7 +58,7 @@ from ahernet_kernels.resample import (
 )
 from ahernet_kernels.soft_nms import soft_nms_kernel, soft_nms_launch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 LARGE_BLOCK = 32  # so that a few dozen candidates already span several tiles
 LARGE_KERNELS = Kernels(
@@ -97,12 +98,16 @@ def interpreter() -> SimpleNamespace:
 
     def classification_loss_and_gradients(features, weights, biases, labels):
         features = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in features]
-        order, ends, count = labelled_first(labels, [x.shape[2] for x in features], len(weights[0]))
+        order, ends = interpreted_labelled_cells(labels, [x.shape[2] for x in features], len(weights[0]))
         arguments = (features, weights, biases, labels, order, ends)
         loss, log_sum = classification_loss_launch(log_sum_kernel, merge_log_sums_kernel, *arguments)
-        scale = 1 / count.clamp(min=1)
+        scale = 1 / (order >= 0).sum().clamp(min=1)
         kernels = (feature_gradient_kernel, weight_gradient_kernel)
-        return loss * scale, gradients_launch(*kernels, scale, *arguments, log_sum)
+        packed = gradients_launch(*kernels, scale, *arguments, log_sum)
+        return loss * scale, tree_leaves(gradients_per_scale(packed, features, weights, biases))
+
+    def interpreted_labelled_cells(labels, cells, classes):
+        return labelled_cells_launch(labelled_cells_kernel, labels, cells, classes)
 
     def interpreted_decode(logits, offsets, overlaps, anchors, centre_scale=1.0, width_scale=1.0):
         return decode_launch(decode_kernel, logits, offsets, overlaps, anchors, centre_scale, width_scale)
@@ -144,6 +149,7 @@ def interpreter() -> SimpleNamespace:
         classify=lambda *arguments: classify_launch(classify_kernel, merge_chunks_kernel, *arguments),
         decode=interpreted_decode,
         decode_classified=interpreted_decode_classified,
+        labelled_cells=interpreted_labelled_cells,
         match=lambda *arguments: match_launch(match_kernel, *arguments),
         nms=interpreted_nms,
         nms_large=nms_in_small_tiles(rounds=2),
@@ -194,6 +200,7 @@ def registered(device: str) -> SimpleNamespace:
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {
         "classification_loss_and_gradients": on_device(classification_loss_and_gradients),
+        "labelled_cells": on_device(labelled_cells),
         "nms_large": on_device(nms_large(2)),
         "nms_by_rank": on_device(nms_large(0)),
         "proposal_loss": on_device(proposal_loss),

@@ -82,7 +82,7 @@ def test_tiles_of_any_size_give_the_same(ops):
 
 @pytest.mark.parametrize("elements", [1, 50])
 def test_chunks_of_any_size_give_the_same_on_a_cpu(ops, elements, monkeypatch):
-    module = sys.modules["ahernet_kernels._classification_gradients"]
+    module = sys.modules["ahernet_kernels._classification_loss_cpu"]
     monkeypatch.setattr(module, "CPU_BLOCK_ELEMENTS", elements)
     assert_close_to_reference(ops, *classifier(2, 30, [9, 1], [8, 16]))
 
