@@ -123,6 +123,20 @@ def sequences(
     return features, torch.from_numpy(np.concatenate([[0], np.cumsum(rows)])).to(device)
 
 
+def moments(
+    videos: int, steps: int, dimension: int, device: str = "cpu", seed: int = 0
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Contexts before (bf16), moments (fp32) and contexts after (bf16), and the steps (videos, 3) that each gets."""
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = max(1, steps // 4), max(1, steps // 2), max(1, steps // 4)
+    before, moment, after = (torch.randn((videos, n, dimension), generator=generator, device=device) for n in rows)
+    chosen = np.random.default_rng(seed)
+    length = (steps * chosen.uniform(0.3, 0.95, videos)).astype(np.int64).clip(1)
+    first = (chosen.random(videos) * (steps - length + 1)).astype(np.int64)
+    lengths = torch.from_numpy(np.stack([first, length, steps - first - length], axis=1)).to(device)
+    return (before.bfloat16(), moment, after.bfloat16()), lengths
+
+
 def _instances(generator: np.random.Generator, shape: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Centres and widths of instances that lie within the video: 2 % to 50 % of it."""
     width = np.exp(generator.uniform(np.log(0.02), np.log(0.5), shape))

@@ -90,6 +90,18 @@ def resample_backward(arguments: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(_moved(arguments, result), 2 * (len(result) + 2 * videos * steps) * dimension)
 
 
+def stretch(arguments: tuple[Any, ...], result: Tensor) -> Cost:
+    videos, steps, dimension = result.shape
+    rows = videos * sum(piece.shape[1] for piece in arguments[:3])
+    return Cost(_moved(arguments, result), 2 * (rows + 2 * videos * steps) * dimension)
+
+
+def stretch_backward(arguments: tuple[Any, ...], result: tuple[Tensor, ...]) -> Cost:
+    videos, steps, dimension = arguments[0].shape
+    rows = videos * sum(piece.shape[1] for piece in result)
+    return Cost(_moved(arguments, result), 2 * (rows + 2 * videos * steps) * dimension)
+
+
 def pairwise_tiou(arguments: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(_moved(arguments, result), PAIR_OPERATIONS * result.numel())
 
@@ -139,6 +151,8 @@ COSTS: dict[str, Callable[[tuple[Any, ...], Any], Cost]] = {
     "proposal_loss": proposal_loss,
     "resample": resample,
     "resample backward": resample_backward,
+    "stretch": stretch,
+    "stretch backward": stretch_backward,
     "soft_nms": soft_nms,
 }
 

@@ -34,7 +34,7 @@ KINDS = {
     "barriers": r"(BAR|WARPSYNC|DEPBAR|SYNCS)",
 }
 GROUPS = ("decode", "nms", "assign", "resample", "soft_nms", "proposal_loss", "classify", "pick", "pairwise_tiou")
-GROUPS += ("classification_loss", "decode_classified")
+GROUPS += ("classification_loss", "decode_classified", "stretch")
 
 
 def ahead_of_time() -> ModuleType:

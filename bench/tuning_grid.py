@@ -149,6 +149,19 @@ GRID: dict[str, Tuned] = {
         tiles("BLOCK_ROWS BLOCK_D num_warps", *itertools.product((2, 4, 8), (256, 512, 1024), (4,))),
         "BACKWARD_DEFAULTS",
     ),
+    "stretch": Tuned(
+        "stretch",
+        ("stretch",),
+        "stretch",
+        tiles("BLOCK_T BLOCK_D num_warps", *itertools.product((1, 2, 4), (1024, 2048), (2, 4, 8))),
+    ),
+    "stretch_backward": Tuned(
+        "stretch",
+        ("stretch",),
+        "stretch backward",
+        tiles("BLOCK_ROWS BLOCK_D num_warps", *itertools.product((1, 2, 4), (512, 1024, 2048), (4, 8))),
+        "BACKWARD_DEFAULTS",
+    ),
     "assign_forced": Tuned(
         "assign",
         ("assign",),

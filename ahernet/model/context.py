@@ -1,11 +1,11 @@
 """Context generation: what could have come before and after a moment (section 3.3 of the paper, eq. 2)."""
 
+import ahernet_kernels as kernels
 import torch
 from torch import Tensor, nn
 
 from ahernet.config import ModelConfig
 from ahernet.model.convolution import Convolution
-from ahernet.model.stretch import stretch
 
 
 class ContextGenerators(nn.Module):
@@ -42,12 +42,10 @@ def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, len
         steps: length of the synthetic videos.
 
     Returns:
-        (B, steps, D).
+        (B, steps, D), at least fp32.
     """
-    sequence = torch.cat([before, moment, after], dim=1)
-    sequence = sequence.to(torch.promote_types(sequence.dtype, torch.float32))
-    rows = (before.shape[1], moment.shape[1], after.shape[1])
-    return stretch(sequence, rows, torch.stack([first, length, steps - first - length], dim=1), steps)
+    lengths = torch.stack([first, length, steps - first - length], dim=1)
+    return kernels.stretch(before, moment, after, lengths, steps)
 
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ from bench.lines.decoding import decode_classified_lines, decode_lines, decode_s
 from bench.lines.line import Call, Line, Sizes
 from bench.lines.losses import classification_loss_lines, proposal_loss_lines
 from bench.lines.pipelines import localize_lines, training_lines
-from bench.lines.resampling import resample_lines
+from bench.lines.resampling import resample_lines, stretch_lines
 from bench.lines.suppression import long_nms_lines, nms_lines, nms_sweep, pick_lines, soft_nms_lines
 
 __all__ = ["GROUPS", "Call", "Line", "Sizes"]
@@ -26,6 +26,7 @@ GROUPS: dict[str, Callable[[str, Sizes], Iterator[Line]]] = {
     "localize": localize_lines,
     "nms_large": long_nms_lines,
     "resample": resample_lines,
+    "stretch": stretch_lines,
     "training": training_lines,
     "proposal_loss": proposal_loss_lines,
     "classify": classify_lines,

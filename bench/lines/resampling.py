@@ -1,4 +1,4 @@
-"""Resampling feature sequences, forward and backward."""
+"""Resampling feature sequences, and joining pieces of them, forward and backward."""
 
 import functools
 from collections.abc import Iterator
@@ -44,3 +44,28 @@ def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     arguments = (gradient, offsets, features.shape[0])
     case = f"B={shape[0]} L~{shape[1]} D={shape[2]}"
     yield Line("resample backward", case, arguments, backward, first_gradients, CLOSE)
+
+
+def stretch_lines(device: str, sizes: Sizes) -> Iterator[Line]:
+    """Moments in fp32 between contexts as a network in bf16 generates them."""
+    videos, steps, dimension = sizes.resampled_videos, sizes.steps, sizes.dimension
+    checked_videos = min(8, videos)
+    pieces, lengths = cases.moments(videos, steps, dimension, device)
+    case = f"B={videos} {pieces[0].shape[1]}+{pieces[1].shape[1]}+{pieces[2].shape[1]} rows T={steps} D={dimension}"
+
+    def first_pieces(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return *(x[:checked_videos] for x in arguments[:-1]), arguments[-1]
+
+    uncapturable = {"torch, dense product a piece": resampling.stretch_loop}
+    arguments = (*pieces, lengths, steps)
+    yield Line("stretch", case, arguments, kernels.stretch, first_pieces, CLOSE, uncapturable=uncapturable)
+    gradient = torch.randn((videos, steps, dimension), device=device)
+
+    def backward(gradient: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        call = torch.ops.ahernet_kernels.stretch_backward
+        return tuple(call(gradient, lengths, place, x.shape[1], x.dtype) for place, x in enumerate(pieces))
+
+    def first_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x[:checked_videos] for x in arguments)
+
+    yield Line("stretch backward", case, (gradient, lengths), backward, first_gradients, 1e-2)

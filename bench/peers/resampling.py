@@ -30,6 +30,19 @@ def torch_loop(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
     return output
 
 
+def stretch_loop(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """A dense matrix product a video and piece, whose steps the host has to know; on any device."""
+    output = before.new_empty((len(before), steps, before.shape[2]), dtype=torch.float32)
+    for video, sizes in enumerate(lengths.tolist()):
+        first = 0
+        for piece, size in zip((before, middle, after), sizes, strict=True):
+            share = weights(piece.shape[1], size, piece.device).float() if size else None
+            if share is not None:
+                output[video, first : first + size] = share @ piece[video].float()
+            first += size
+    return output
+
+
 def numpy_loop(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
     """A Python loop over output steps, numpy over the rows under the bin."""
     bounds, rows = offsets.tolist(), features.float().numpy()

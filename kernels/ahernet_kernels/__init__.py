@@ -17,6 +17,7 @@ from ahernet_kernels.pick import pick
 from ahernet_kernels.proposal_loss import ProposalLoss, proposal_loss
 from ahernet_kernels.resample import resample, resample_checked
 from ahernet_kernels.soft_nms import soft_nms
+from ahernet_kernels.stretch import stretch
 
 __all__ = [
     "BACKGROUND",
@@ -37,4 +38,5 @@ __all__ = [
     "resample",
     "resample_checked",
     "soft_nms",
+    "stretch",
 ]

@@ -1,4 +1,4 @@
-"""The banded matrix of `resample` on a CPU: which rows an output step is made of, and by how much."""
+"""The banded matrices of `resample` and `stretch` on a CPU: which rows a step is made of, and by how much."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Band(NamedTuple):
-    """The banded `(B * steps, R)` matrix of `resample`, non-zeros row by row as `embedding_bag` takes them."""
+    """A banded matrix of steps and rows, non-zeros row by row as `embedding_bag` takes them."""
 
     starts: npt.NDArray[np.int64]
     columns: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float64]
 
     def transposed(self, columns: int) -> "Band":
         """The `(columns, rows)` matrix."""
@@ -23,7 +23,7 @@ class Band(NamedTuple):
         return Band(starts, rows[order], self.weights[order])
 
     def multiply(self, dense: Tensor) -> Tensor:
-        """This matrix times `(columns, D)` fp32."""
+        """This matrix times `(columns, D)` fp32 or fp64."""
         if len(self.columns) == 0:
             return dense.new_zeros((len(self.starts) - 1, dense.shape[1]))
         return torch.nn.functional.embedding_bag(
@@ -31,32 +31,74 @@ class Band(NamedTuple):
             dense,
             torch.from_numpy(self.starts),
             mode="sum",
-            per_sample_weights=torch.from_numpy(self.weights),
+            per_sample_weights=torch.from_numpy(self.weights).to(dense.dtype),
             include_last_offset=True,
         )
 
 
 def resample_band(offsets: npt.NDArray[np.int64], steps: int) -> Band:
-    """Which rows each output step is made of, and by how much."""
-    rows = np.repeat(np.diff(offsets), steps)
+    """Which of all rows each output step of `resample` is made of, and by how much."""
     step = np.tile(np.arange(steps), len(offsets) - 1)
+    rows, first_row = (np.repeat(values, steps) for values in (np.diff(offsets), offsets[:-1]))
+    return _band(step, np.full_like(step, steps), rows, first_row)
+
+
+def stretch_band(lengths: npt.NDArray[np.int64], rows: list[int], steps: int) -> Band:
+    """Which of the joined rows each step of `stretch` is made of, given the steps (B, P) of pieces of so many rows.
+
+    Raises:
+        ValueError: lengths do not add up to `steps`, or one is negative.
+    """
+    if (lengths.sum(axis=1) != steps).any() or (lengths < 0).any():
+        raise ValueError(f"lengths: expected numbers >= 0 that add up to {steps} in every video")
+    per_step = lengths.ravel()
+    first_rows = np.add.outer(sum(rows) * np.arange(len(lengths)), np.cumsum([0, *rows[:-1]]))
+    numbers = np.tile(rows, len(lengths))
+    step = _places(per_step)
+    return _band(step, *(np.repeat(values, per_step) for values in (per_step, numbers, first_rows.ravel())))
+
+
+def stretch_backward_band(lengths: npt.NDArray[np.int64], piece: int, rows: int, steps: int) -> Band:
+    """Which of all steps each row of one piece is shown in, and by how much."""
+    per_video = lengths[:, piece]
+    first_row, first_step = rows * np.arange(len(lengths)), steps * np.arange(len(lengths))
+    first_step = first_step + lengths[:, :piece].sum(axis=1)
+    step = _places(per_video)
+    band = _band(step, np.repeat(per_video, per_video), np.full_like(step, rows), np.repeat(first_row, per_video))
+    shown = band.transposed(rows * len(lengths))
+    return shown._replace(columns=(step + np.repeat(first_step, per_video))[shown.columns])
+
+
+def _places(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0 to the count less 1, of each count in turn."""
+    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+
+
+def _band(
+    step: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    first_row: npt.NDArray[np.int64],
+) -> Band:
+    """Of what each step is made: its place in its piece, the steps and rows of that, and the first of these rows."""
     first = np.maximum(2 * step * rows - steps, 0) // (2 * steps)
     last = np.minimum((2 * (step + 1) * rows - steps) // (2 * steps) + 1, rows - 1)
     counts = last - first + 1
     starts = np.concatenate([[0], np.cumsum(counts)])
-    bin_of = np.repeat(np.arange(len(rows)), counts)
+    bin_of = np.repeat(np.arange(len(step)), counts)
     row = np.arange(starts[-1]) - (starts[:-1] - first)[bin_of]
-    columns = row + np.repeat(offsets[:-1], steps)[bin_of]
-    return Band(starts, columns, _bin_weight_numpy(step[bin_of], row, rows[bin_of], steps))
+    weights = _bin_weight_numpy(step[bin_of], row, rows[bin_of], steps[bin_of])
+    return Band(starts, row + first_row[bin_of], weights)
 
 
 def _bin_weight_numpy(
-    step: npt.NDArray[np.int64], row: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], steps: int
-) -> npt.NDArray[np.float32]:
+    step: npt.NDArray[np.int64], row: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     left, right = step * rows / steps - row - 0.5, (step + 1) * rows / steps - row - 0.5
     is_first, is_last = row == 0, row == rows - 1
     a, b = np.where(is_first, left, np.maximum(left, -1)), np.minimum(right, 0)
     rising = np.maximum(b - a, 0) * np.where(is_first, 1, 1 + (a + b) / 2)
     a, b = np.maximum(left, 0), np.where(is_last, right, np.minimum(right, 1))
     falling = np.maximum(b - a, 0) * np.where(is_last, 1, 1 - (a + b) / 2)
-    return ((rising + falling) * (steps / rows)).astype(np.float32)
+    weights: npt.NDArray[np.float64] = (rising + falling) * (steps / rows)
+    return weights

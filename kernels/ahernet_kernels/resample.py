@@ -90,12 +90,12 @@ def resample_kernel(
 
 
 @triton.jit
-def bin_weight(step, row, rows, STEPS: tl.constexpr):
+def bin_weight(step, row, rows, steps):
     """Share of a row in the mean over an output bin; integers keep the bin's edges exact however long the sequence."""
     near, far = step.to(tl.int64) * rows, (step.to(tl.int64) + 1) * rows
-    left = ((near // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((near % STEPS).to(tl.float32), STEPS * 1.0)
-    right = ((far // STEPS - row).to(tl.float32) - 0.5) + tl.div_rn((far % STEPS).to(tl.float32), STEPS * 1.0)
-    return hat_over_bin(left, right, row == 0, row == rows - 1) * tl.div_rn(STEPS * 1.0, rows.to(tl.float32))
+    left = ((near // steps - row).to(tl.float32) - 0.5) + tl.div_rn((near % steps).to(tl.float32), steps * 1.0)
+    right = ((far // steps - row).to(tl.float32) - 0.5) + tl.div_rn((far % steps).to(tl.float32), steps * 1.0)
+    return hat_over_bin(left, right, row == 0, row == rows - 1) * tl.div_rn(steps * 1.0, rows.to(tl.float32))
 
 
 @triton.jit

@@ -57,6 +57,8 @@ BUDGETS = {
     "resample_backward": (80, 4096),
     "soft_nms_gaussian": (40, 128),
     "soft_nms_linear": (40, 128),
+    "stretch": (160, 8192),
+    "stretch_backward": (80, 8192),
 }
 
 # Kernels that multiply matrices hold a tile of sums.

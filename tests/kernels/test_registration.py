@@ -65,6 +65,22 @@ def test_opcheck_accepts_the_gradient_of_resample():
     )
 
 
+def test_opcheck_accepts_the_gradient_of_stretch():
+    *pieces, lengths, steps = SAMPLES["stretch"].arguments
+    torch.library.opcheck(OPS["stretch"], (*(piece.clone().requires_grad_() for piece in pieces), lengths, steps))
+    torch.library.opcheck(
+        torch.ops.ahernet_kernels.stretch_backward.default, (torch.randn(2, 8, 6), lengths, 1, 9, torch.bfloat16)
+    )
+
+
+def test_no_gradient_is_computed_of_a_piece_that_needs_none():
+    *pieces, lengths, steps = SAMPLES["stretch"].arguments
+    leaf = pieces[2].clone().requires_grad_()
+    with Recorder() as recorder:
+        SAMPLES["stretch"].function(*pieces[:2], leaf, lengths, steps).sum().backward()
+    assert recorder.names.count("ahernet_kernels.stretch_backward.default") == 1
+
+
 def proposal_loss_leaves(dtype=torch.float32):
     """Arguments of `proposal_loss` whose offsets and overlaps require gradients, and these."""
     offsets, overlaps, *constants = SAMPLES["proposal_loss"].arguments
@@ -216,7 +232,7 @@ def test_a_cpu_and_a_gpu_return_the_same_shapes_types_and_strides(name, dtype):
 LAUNCHES = {"assign": 1, "assign_forced": 1, "classification_loss": 2, "classify": 2, "decode": 1,
             "decode_classified": 1, "match": 1, "nms": 1, "nms_agnostic": 1, "nms_large": 9, "pairwise_tiou": 1,
             "pick": 1, "proposal_loss": 2, "resample": 1, "resample_checked": 1, "soft_nms": 1,
-            "soft_nms_linear": 1}  # fmt: skip
+            "soft_nms_linear": 1, "stretch": 1}  # fmt: skip
 
 
 @pytest.mark.usefixtures("pretended_gpu")

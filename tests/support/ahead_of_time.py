@@ -220,6 +220,20 @@ def soft_nms_variant(gaussian: bool) -> Variant:
     return Variant("soft_nms", "soft_nms_kernel", types, constants, num_warps=8, unaligned=("candidates", "outputs"))
 
 
+def stretch_variant() -> Variant:
+    pointers = {"before_ptr": "*bf16", "middle_ptr": "*fp32", "after_ptr": "*bf16", "lengths_ptr": "*i64"}
+    sizes = ("rows_before", "rows_middle", "rows_after", "steps", "dimension")
+    types = {**pointers, "output_ptr": "*fp32", **dict.fromkeys(sizes, "i32")}
+    return Variant("stretch", "stretch_kernel", types, {"BLOCK_T": 2, "BLOCK_D": 2048}, num_warps=2)
+
+
+def stretch_backward_variant() -> Variant:
+    types = {"gradient_ptr": "*fp32", "lengths_ptr": "*i64", "output_ptr": "*bf16"}
+    types |= dict.fromkeys(("total_rows", "rows", "steps", "dimension"), "i32")
+    constants = {"PIECE": 2, "BLOCK_ROWS": 2, "BLOCK_D": 1024}
+    return Variant("stretch", "stretch_backward_kernel", types, constants)
+
+
 VARIANTS = {
     "assign": assign_variant(force_match=False),
     "assign_forced": assign_variant(force_match=True),
@@ -399,6 +413,8 @@ VARIANTS = {
     "resample_checked": resample_variant(checked=True, dtype="bf16"),
     "soft_nms_gaussian": soft_nms_variant(gaussian=True),
     "soft_nms_linear": soft_nms_variant(gaussian=False),
+    "stretch": stretch_variant(),
+    "stretch_backward": stretch_backward_variant(),
 }
 
 

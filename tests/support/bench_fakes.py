@@ -23,7 +23,7 @@ TINY = lines.Sizes(
     sweep_videos=(1, 4),
     sweep_candidates=(32, 40),
     sweep_ground_truths=(1, 3),
-    sweep_classes=(2, 5),
+    sweep_classes=(2, 5, 6),
     many_classes=9,
 )
 CEILINGS = {

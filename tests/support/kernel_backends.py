@@ -57,6 +57,12 @@ from ahernet_kernels.resample import (
     resample_launch,
 )
 from ahernet_kernels.soft_nms import soft_nms_kernel, soft_nms_launch
+from ahernet_kernels.stretch import (
+    stretch_backward_kernel,
+    stretch_backward_launch,
+    stretch_kernel,
+    stretch_launch,
+)
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -161,6 +167,8 @@ def interpreter() -> SimpleNamespace:
         resample_backward=lambda *arguments: resample_backward_launch(resample_backward_kernel, *arguments),
         resample_checked=interpreted_resample_checked,
         soft_nms=interpreted_soft_nms,
+        stretch=lambda *arguments: stretch_launch(stretch_kernel, *arguments),
+        stretch_backward=lambda *arguments: stretch_backward_launch(stretch_backward_kernel, *arguments),
     )
 
 
@@ -196,7 +204,7 @@ def registered(device: str) -> SimpleNamespace:
         return features.grad
 
     names = ("assign", "classify", "decode", "decode_classified", "match", "nms", "pairwise_tiou", "pick")
-    names += ("resample", "resample_checked", "soft_nms")
+    names += ("resample", "resample_checked", "soft_nms", "stretch")
     ops = {name: on_device(getattr(ahernet_kernels, name)) for name in names}
     extra = {
         "classification_loss_and_gradients": on_device(classification_loss_and_gradients),
@@ -205,5 +213,6 @@ def registered(device: str) -> SimpleNamespace:
         "nms_by_rank": on_device(nms_large(0)),
         "proposal_loss": on_device(proposal_loss),
         "resample_backward": on_device(resample_backward),
+        "stretch_backward": on_device(torch.ops.ahernet_kernels.stretch_backward),
     }
     return SimpleNamespace(name=device, **ops, **extra)

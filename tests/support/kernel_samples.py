@@ -48,6 +48,7 @@ def samples() -> dict[str, Sample]:
     classifier = (maps, class_weights, [torch.randn(classes, generator=generator) for _ in CELLS])
     ragged = torch.randn((9, 6), generator=generator), torch.tensor([0, 4, 9])
     picked = torch.randint(-1, size, (videos, 10), generator=generator)
+    pieces = tuple(torch.randn((videos, rows, 6), generator=generator) for rows in (4, 9, 4))
     truths = (gt_segments, gt_labels, gt_offsets)
     kind = torch.randint(-1, 2, (videos, len(anchors)), generator=generator)
     targets, tiou = boxes(generator, *kind.shape), torch.rand(kind.shape, generator=generator)
@@ -69,5 +70,6 @@ def samples() -> dict[str, Sample]:
         "resample_checked": (ahernet_kernels.resample_checked, (*ragged, 8, torch.bfloat16)),
         "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
         "soft_nms_linear": (ahernet_kernels.soft_nms, (segments, scores, None, "linear", 0.5, 10)),
+        "stretch": (ahernet_kernels.stretch, (*pieces, torch.tensor([[2, 4, 2], [0, 7, 1]]), 8)),
     }
     return {name: Sample(*entry) for name, entry in table.items()}

@@ -1,0 +1,215 @@
+"""Three pieces one after the other, each brought to a number of steps of its own: what a moment and its context become.
+
+Every step is the exact mean of the linear interpolant of its piece's rows over the step, as in `resample`; a step sees
+no other piece. How many steps a piece gets differs by video and is known on the device alone. Pieces are read where
+they are, in their own dtype, and forward and backward gather: nothing is joined, cast or added up by atomics.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import custom_op, triton_op, wrap_triton
+
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor
+from ahernet_kernels._resample_numpy import stretch_backward_band, stretch_band
+from ahernet_kernels._tuning import launch_settings
+from ahernet_kernels.resample import bin_weight, hat_over_bin
+
+DEFAULTS = {"BLOCK_T": 2, "BLOCK_D": 2048, "num_warps": 2}
+BACKWARD_DEFAULTS = {"BLOCK_ROWS": 2, "BLOCK_D": 1024, "num_warps": 4}
+
+
+@triton.jit
+def add_piece(mean, piece_ptr, video, own, size, rows, channel, dimension):
+    """Add to the means of a tile those of the steps that are of one piece, which has `size` steps and `rows` rows."""
+    inside = (own >= 0) & (own < size)
+    size = tl.maximum(size, 1)
+    edge = tl.where(inside, own, 0).to(tl.int64) * rows  # of the step, by `size` the rows before it
+    row = (2 * edge + size) // (2 * size) - 1
+    left = ((edge // size - row).to(tl.float32) - 0.5) + tl.div_rn((edge % size).to(tl.float32), size * 1.0)
+    right = left + tl.div_rn(rows * 1.0, size * 1.0)
+    share = 1.0 / (right - left)
+    row = row.to(tl.int32)
+    support = tl.where(tl.max(inside.to(tl.int32), 0) > 0, tl.cdiv(rows, size) + 2, 0)
+    piece_ptr += video * rows * dimension
+    for k in range(support):
+        weight = hat_over_bin(left, right, False, False) * share
+        at_row = tl.minimum(tl.maximum(row + k, 0), rows - 1).to(tl.int64)
+        mask = (inside & (weight != 0.0))[:, None] & (channel < dimension)[None, :]
+        at = piece_ptr + at_row[:, None] * dimension + channel[None, :]
+        mean += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        left -= 1.0
+        right -= 1.0
+    return mean
+
+
+@triton.jit
+def stretch_kernel(
+    before_ptr, middle_ptr, after_ptr, lengths_ptr, output_ptr,
+    rows_before, rows_middle, rows_after, steps, dimension,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of output steps and channels of one video."""
+    video = tl.program_id(1).to(tl.int64)
+    step = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    before = tl.load(lengths_ptr + video * 3).to(tl.int32)
+    middle = tl.load(lengths_ptr + video * 3 + 1).to(tl.int32)
+    after = tl.load(lengths_ptr + video * 3 + 2).to(tl.int32)
+    mean = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    mean = add_piece(mean, before_ptr, video, step, before, rows_before, channel, dimension)
+    own = step - before
+    mean = add_piece(mean, middle_ptr, video, own, middle, rows_middle, channel, dimension)
+    own -= middle
+    mean = add_piece(mean, after_ptr, video, own, after, rows_after, channel, dimension)
+    at = output_ptr + (video * steps + step)[:, None] * dimension + channel[None, :]
+    tl.store(at, mean, mask=(step < steps)[:, None] & (channel < dimension)[None, :])
+
+
+@triton.jit
+def stretch_backward_kernel(
+    gradient_ptr, lengths_ptr, output_ptr, total_rows, rows, steps, dimension,
+    PIECE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows of one piece, of whatever videos they are, and channels."""
+    at_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = at_row < total_rows
+    video, row = at_row // rows, at_row % rows
+    first_step = video * steps
+    for piece in tl.static_range(PIECE):
+        first_step += tl.load(lengths_ptr + video * 3 + piece, mask=inside, other=0)
+    size = tl.load(lengths_ptr + video * 3 + PIECE, mask=inside, other=0)
+    first = tl.maximum((2 * row - 1) * size, 0) // (2 * rows)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    support = tl.max((2 * size + rows - 1) // rows, 0) + 2
+    for k in range(support.to(tl.int32)):
+        own = first + k
+        weight = tl.where(own < size, bin_weight(own, row, rows, tl.maximum(size, 1)), 0.0)
+        mask = (weight != 0.0)[:, None] & (channel < dimension)[None, :]
+        at = gradient_ptr + (first_step + own)[:, None] * dimension + channel[None, :]
+        total += weight[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mask = inside[:, None] & (channel < dimension)[None, :]
+    tl.store(output_ptr + at_row[:, None] * dimension + channel[None, :], total, mask=mask)
+
+
+def stretch_launch(kernel: Any, before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """Launch `kernel` on tiles of steps, videos and channels; shapes as in `stretch`."""
+    videos, _, dimension = before.shape
+    output = torch.empty((videos, steps, dimension), dtype=torch.float32, device=before.device)
+    if output.numel() > 0:
+        settings = launch_settings("stretch", DEFAULTS)
+        settings["BLOCK_D"] = min(settings["BLOCK_D"], triton.next_power_of_2(dimension))
+        grid = (triton.cdiv(steps, settings["BLOCK_T"]), videos, triton.cdiv(dimension, settings["BLOCK_D"]))
+        rows = (piece.shape[1] for piece in (before, middle, after))
+        kernel[grid](before, middle, after, lengths, output, *rows, steps, dimension, **settings)
+    return output
+
+
+def stretch_backward_launch(
+    kernel: Any, gradient: Tensor, lengths: Tensor, piece: int, rows: int, dtype: torch.dtype
+) -> Tensor:
+    """Launch `kernel` on tiles of rows and channels of one piece: gradient (B, T, D) -> (B, R, D) in `dtype`."""
+    videos, steps, dimension = gradient.shape
+    output = torch.empty((videos, rows, dimension), dtype=dtype, device=gradient.device)
+    if output.numel() > 0:
+        settings = launch_settings("stretch_backward", BACKWARD_DEFAULTS)
+        settings["BLOCK_D"] = min(settings["BLOCK_D"], triton.next_power_of_2(dimension))
+        grid = (triton.cdiv(videos * rows, settings["BLOCK_ROWS"]), triton.cdiv(dimension, settings["BLOCK_D"]))
+        kernel[grid](gradient, lengths, output, videos * rows, rows, steps, dimension, PIECE=piece, **settings)
+    return output
+
+
+@custom_op("ahernet_kernels::stretch_cpu", mutates_args=(), device_types="cpu")
+def _stretch_cpu(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    joined = torch.cat([before, middle, after], dim=1).to(_result_type(before, middle, after))
+    rows = [piece.shape[1] for piece in (before, middle, after)]
+    total = stretch_band(lengths.numpy(), rows, steps).multiply(joined.flatten(0, 1))
+    return total.view(before.shape[0], steps, before.shape[2])
+
+
+@_stretch_cpu.register_fake
+def _(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    shape = (before.shape[0], steps, before.shape[2])
+    return before.new_empty(shape, dtype=_result_type(before, middle, after))
+
+
+@custom_op("ahernet_kernels::stretch_backward_cpu", mutates_args=(), device_types="cpu")
+def _stretch_backward_cpu(gradient: Tensor, lengths: Tensor, piece: int, rows: int, dtype: torch.dtype) -> Tensor:
+    videos, steps, dimension = gradient.shape
+    band = stretch_backward_band(lengths.numpy(), piece, rows, steps)
+    return band.multiply(gradient.reshape(videos * steps, dimension)).view(videos, rows, dimension).to(dtype)
+
+
+@_stretch_backward_cpu.register_fake
+def _(gradient: Tensor, lengths: Tensor, piece: int, rows: int, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty((gradient.shape[0], rows, gradient.shape[2]), dtype=dtype)
+
+
+def _result_type(*pieces: Tensor) -> torch.dtype:
+    return torch.float64 if any(piece.dtype == torch.float64 for piece in pieces) else torch.float32
+
+
+@triton_op("ahernet_kernels::stretch", mutates_args=())
+def _stretch(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    if before.device.type == "cpu":
+        return _stretch_cpu(before, middle, after, lengths, steps)
+    return stretch_launch(wrap_triton(stretch_kernel), before, middle, after, lengths, steps)
+
+
+@triton_op("ahernet_kernels::stretch_backward", mutates_args=())
+def _stretch_backward(gradient: Tensor, lengths: Tensor, piece: int, rows: int, dtype: torch.dtype) -> Tensor:
+    if gradient.device.type == "cpu":
+        return _stretch_backward_cpu(gradient, lengths, piece, rows, dtype)
+    return stretch_backward_launch(wrap_triton(stretch_backward_kernel), gradient, lengths, piece, rows, dtype)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+    *pieces, lengths, _ = inputs
+    ctx.save_for_backward(lengths)
+    ctx.pieces = [(piece.shape[1], piece.dtype) for piece in pieces]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (lengths,) = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    gradients = (
+        _stretch_backward(gradient, lengths, piece, rows, dtype) if ctx.needs_input_grad[piece] else None
+        for piece, (rows, dtype) in enumerate(ctx.pieces)
+    )
+    return *gradients, None, None
+
+
+_stretch.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def stretch(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """Join three pieces, each brought to a number of steps of its own; differentiable in the pieces.
+
+    Args:
+        before: `(B, R_0, D)`, at least one row; fp16, bf16 or fp32, and on a CPU fp64.
+        middle: `(B, R_1, D)`, at least one row; may have another dtype.
+        after: `(B, R_2, D)`, at least one row; may have another dtype.
+        lengths: `(B, 3)` int64, the steps that each piece gets; 0 leaves it out. They are not negative and add up to
+            `steps`, which is checked on a CPU alone.
+        steps: T >= 1.
+
+    Returns:
+        `(B, T, D)` fp32, or fp64 if a piece is.
+
+    Raises:
+        TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
+    """
+    sizes: dict[str, int] = {}
+    dtypes = (*FLOATS, torch.float64) if before.device.type == "cpu" else FLOATS
+    for name, piece in (("before", before), ("middle", middle), ("after", after)):
+        check_tensor(name, piece, dtypes, ("B", f"rows of {name}", "D"), sizes, before.device)
+        if piece.shape[1] == 0:
+            raise ValueError(f"{name}: expected at least one row a video")
+    check_tensor("lengths", lengths, INTEGERS, ("B", 3), sizes, before.device)
+    if steps < 1:
+        raise ValueError(f"steps: expected a number >= 1, got {steps}")
+    return _stretch(before.contiguous(), middle.contiguous(), after.contiguous(), lengths.contiguous(), steps)
