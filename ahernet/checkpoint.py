@@ -94,12 +94,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     path = folder / CHECKPOINT_NAME
     description = _read_description(path)
     config = config_from_dict(_entry(description, "config", dict, path), f"{path}: config")
-    classes = _entry(description, "classes", list, path)
-    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or not classes:
-        raise UserError(f"{path}: classes: expected a list of different names")
-    moment_classes = description.get("moment_classes", [])
-    if not isinstance(moment_classes, list) or not all(name in classes for name in moment_classes):
-        raise UserError(f"{path}: moment_classes: expected a list of names that are in classes")
+    classes, moment_classes = _classes(description, path)
     weights = _entry(description, "weights", dict, path)
     weights_path, state = _read_weights(folder, weights, path)
     try:
@@ -112,7 +107,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     _check_values(state, weights_path)
     model = Localizer(config.model, len(classes))
     model.load_state_dict(state)
-    return Checkpoint(config, tuple(classes), tuple(moment_classes), model.eval(), folder, weights["sha256"])
+    return Checkpoint(config, classes, moment_classes, model.eval(), folder, weights["sha256"])
+
+
+def read_classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes of the checkpoint in `folder`, and those of them that the run learnt from moments.
+
+    Raises:
+        UserError: the checkpoint is missing, foreign or of a newer version, or the classes are no different names.
+    """
+    path = folder / CHECKPOINT_NAME
+    return _classes(_read_description(path), path)
+
+
+def _classes(description: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    classes = _entry(description, "classes", list, path)
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or not classes:
+        raise UserError(f"{path}: classes: expected a list of different names")
+    moment_classes = description.get("moment_classes", [])
+    if not isinstance(moment_classes, list) or not all(name in classes for name in moment_classes):
+        raise UserError(f"{path}: moment_classes: expected a list of names that are in classes")
+    return tuple(classes), tuple(moment_classes)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

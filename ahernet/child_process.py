@@ -20,7 +20,8 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in active_children():
-            worker.terminate()
+            # Not terminated: training takes that for a request to stop, and the worker would go on with the next task.
+            worker.kill()
         raise
     finally:
         pool.shutdown()

@@ -25,7 +25,9 @@ MomentUse = Literal["none", "classified", "localized"]
 Context = Literal["none", "background", "pretrained", "adversarial"]
 Shares = Literal["range", "untrimmed"]
 ClassCells = Literal["foreground", "all"]
+OverlapAnchors = Literal["all", "hard"]
 Suppression = Literal["hard", "linear", "gaussian"]
+SuppressionRank = Literal["score", "overlap"]
 ClassScore = Literal["anchor", "segment", "video", "weighted", "product"]
 Candidates = Literal["anchors", "crops", "snippets"]
 Precision = Literal["float32", "bfloat16"]
@@ -241,6 +243,8 @@ class LossConfig(_Section):
             learn from beside their adversaries.
         discriminator: weight of L_adD (eq. 8).
         class_cells: cells that L_cls looks at: "foreground" (the paper) or "all".
+        overlap_anchors: anchors that L_ov looks at: "all" (the paper), or foreground and "hard" background: of every
+            video those of the highest predicted overlap, one more than it has foreground anchors.
     """
 
     section: ClassVar[str] = "loss"
@@ -254,6 +258,7 @@ class LossConfig(_Section):
     context: float = _setting(0.0, minimum=0)
     discriminator: float = _setting(1.0, minimum=0)
     class_cells: ClassCells = "foreground"
+    overlap_anchors: OverlapAnchors = "all"
 
 
 @dataclass(frozen=True)
@@ -313,6 +318,9 @@ class InferenceConfig(_Section):
             "weighted" by the overlap that is predicted at each cell; or the "product" of the anchor's and the video's
             probability of the anchor's label.
         suppression: "hard" NMS, or soft-NMS with "linear" or "gaussian" decay.
+        suppression_rank: which of two anchors hard NMS keeps, and which `top_k` are kept: those of the higher "score"
+            (the paper), or of the higher predicted "overlap", whatever their classes' probabilities are; in a video
+            that is cut into windows, those of each window. Crops have no other rank than overlap, snippets none.
         class_aware: only detections of the same label suppress one another.
         nms_threshold: tiou above which hard NMS removes and linear soft-NMS decays.
         sigma: of gaussian soft-NMS.
@@ -331,6 +339,7 @@ class InferenceConfig(_Section):
     candidates: Candidates = "anchors"
     class_score: ClassScore = "anchor"
     suppression: Suppression = "hard"
+    suppression_rank: SuppressionRank = "score"
     class_aware: bool = True
     nms_threshold: float = _setting(0.9, minimum=0, maximum=1)
     sigma: float = _setting(0.5, above=0)
@@ -340,6 +349,14 @@ class InferenceConfig(_Section):
     window: float = _setting(0.0, minimum=0)
     window_overlap: float = _setting(0.5, minimum=0, maximum=0.95)
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.suppression_rank == "overlap" and self.suppression != "hard":
+            raise UserError(
+                f"inference.suppression_rank: overlap is for hard suppression, inference.suppression is "
+                f"{self.suppression}"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import difflib
 import math
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ Integers = npt.NDArray[np.int64]
 HIT_TIOU = 0.5
 MOST_LANES = 30
 SCORES_WRITTEN = 12
+SEPARATOR = "  ·  "  # of what is counted in the head of a picture
 
 # Distinct under the common forms of colour blindness: Okabe and Ito without yellow, and a violet.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A")
@@ -99,6 +100,7 @@ def draw_timelines(
     out_folder: Path,
     *,
     video_ids: Sequence[str] | None = None,
+    subtitles: Mapping[str, str] | None = None,
     top: int = 40,
     minimum_score: float = 0.0,
 ) -> list[Path]:
@@ -113,6 +115,7 @@ def draw_timelines(
         detections: as read or computed.
         out_folder: made if it does not exist.
         video_ids: videos to draw, with or without `v_`; None draws every video that `detections` lists.
+        subtitles: by video id, in place of what is counted and scored in the head of a picture.
         top: how many detections to draw per video at most, best first.
         minimum_score: detections below it are not drawn.
 
@@ -133,7 +136,9 @@ def draw_timelines(
     paths = []
     for video_id in drawn:
         truth = annotated.get(annotated_id.get(video_id, video_id))
-        picture = _picture(video_id, truth, _of_video(detections, video_id), colours, top, minimum_score)
+        found = _of_video(detections, video_id)
+        subtitle = (subtitles or {}).get(video_id) or _subtitle(truth, found)
+        picture = _picture(video_id, subtitle, truth, found, colours, top, minimum_score)
         path = out_folder / f"{safe_file_name(video_id)}.png"
         with replace_when_complete(path) as temporary:
             _figure(picture).savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
@@ -178,6 +183,7 @@ def _rows(detections: Detections, rows: Integers, video_id: str) -> Detections:
 
 def _picture(
     video_id: str,
+    subtitle: str,
     truth: VideoAnnotations | None,
     found: Detections,
     colours: dict[str, str],
@@ -205,7 +211,7 @@ def _picture(
     }
     return _Picture(
         title=_shortened(video_id, TITLE_LENGTH),
-        subtitle=_subtitle(truth, found),
+        subtitle=subtitle,
         footer=_footer(hidden, len(shown), len(found)),
         duration=duration,
         axis_end=end + SCORE_ROOM * seconds_per_inch,
@@ -279,24 +285,29 @@ def _hits(truth: VideoAnnotations, found: Detections) -> npt.NDArray[np.bool_]:
 
 
 def _subtitle(truth: VideoAnnotations | None, found: Detections) -> str:
-    parts = [_counted(len(found), "detection")]
+    parts = [counted(len(found), "detection")]
     if truth is not None:
-        instances = _counted(len(truth.labels), "instance")
-        classes = f" of {_counted(len(set(truth.labels)), 'class', 'classes')}" if truth.labels else ""
-        parts.insert(0, instances + classes)
+        parts.insert(0, counted_instances(truth.labels))
     if truth is not None and truth.labels:
         known = _rows(found, _rows_of(_labels(found), truth.labels), truth.video_id)
         alone = Annotations(videos={truth.video_id: truth}, source=truth.video_id)
         parts.append(f"AP@{HIT_TIOU:.2f} {100 * average_precision(known, alone, [HIT_TIOU]).mean:.1f} %")
-    return "  ·  ".join(parts)
+    return SEPARATOR.join(parts)
 
 
 def _footer(hidden: dict[str, int], shown: int, total: int) -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in hidden.items() if count)
-    return f"{shown:,} of {_counted(total, 'detection')} drawn; not drawn: {reasons}" if reasons else ""
+    return f"{shown:,} of {counted(total, 'detection')} drawn; not drawn: {reasons}" if reasons else ""
 
 
-def _counted(count: int, singular: str, plural: str = "") -> str:
+def counted_instances(labels: Sequence[str]) -> str:
+    """Return in words how many instances of how many classes there are, given the label of each."""
+    classes = f" of {counted(len(set(labels)), 'class', 'classes')}" if labels else ""
+    return counted(len(labels), "instance") + classes
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun; the plural has an "s" unless it is given."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ahernet.errors import UserError
+
 if TYPE_CHECKING:
     from ahernet.data.annotations import Annotations
 
@@ -68,3 +70,33 @@ def classes_of(parsed: Namespace) -> list[str] | None:
     from ahernet.data.annotations import read_class_names
 
     return None if parsed.classes is None else read_class_names(parsed.classes)
+
+
+def add_groups(parser: ArgumentParser, meaning: str) -> None:
+    """Add `--groups`, files of class names by the name of the group."""
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help=f"{meaning}, for instance base=base.txt novel=novel.txt (names, one a line)",
+    )
+
+
+def groups_of(parsed: Namespace, command: str) -> dict[str, list[str]]:
+    """Return the names in the files that `--groups` gives, by the name of the group.
+
+    Raises:
+        UserError: a group without a name or a file, a name that is taken, or a file that cannot be read.
+    """
+    from ahernet.data.annotations import read_class_names
+
+    groups = {}
+    for text in parsed.groups:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise UserError(f"{command}: --groups: expected NAME=FILE, got {text!r:.80}")
+        if name == "all" or name in groups:
+            raise UserError(f"{command}: --groups: the name {name!r:.40} is taken already")
+        groups[name] = read_class_names(Path(path))
+    return groups

@@ -73,10 +73,25 @@ def _add_import_recordings(parser: ArgumentParser) -> None:
         help="as in 1-15,20: the subset training; others are the subset validation (default: all training)",
     )
     parser.add_argument(
+        "--training-share",
+        type=float,
+        metavar="NUMBER",
+        help="instead: random share of the recordings for the subset training, for those of one subject",
+    )
+    parser.add_argument(
         "--cut",
-        choices=("classes", "none"),
+        choices=("classes", "groups", "none"),
         default="classes",
-        help="cut recordings where the class changes, or not at all (default: classes)",
+        help=(
+            "cut recordings where the class changes, where classes of --apart and others meet, or not at all "
+            "(default: classes)"
+        ),
+    )
+    parser.add_argument(
+        "--apart", nargs="+", default=(), metavar="CLASS", help="classes that no clip shows together with others"
+    )
+    parser.add_argument(
+        "--background", nargs="+", default=(), metavar="CLASS", help="classes that are no actions: left unlabelled"
     )
     parser.add_argument(
         "--window", type=int, default=8, metavar="SAMPLES", help="samples that one row describes (default: 8)"
@@ -95,7 +110,10 @@ def _run_import_recordings(parsed: Namespace) -> None:
         window=parsed.window,
         stride=parsed.stride,
         cut=parsed.cut,
+        apart=parsed.apart,
+        background=parsed.background,
         training_subjects=parsed.training_subjects,
+        training_share=parsed.training_share,
     )
     print(
         f"{report.archive}: {report.clips:,} clips ({report.training_clips:,} training, "

@@ -13,10 +13,10 @@ from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 if TYPE_CHECKING:
-    from ahernet.experiments.setting import Setting, Source
+    from ahernet.experiments.setting import Data
 
 # Named here too, so that the help needs none of the modules that make them.
-TABLES = ("runs", "transfer", "departures", "k600", "shares")
+TABLES = ("runs", "transfer", "departures", "released", "k600", "shares")
 FIGURES = ("layers", "embedding", "timelines")
 PAPER_SETTINGS = ("anet_un-anet_am", "th14-anet_fg", "anet-k600")
 
@@ -27,8 +27,8 @@ def _add_experiment(parser: ArgumentParser) -> None:
         choices=(*TABLES, *FIGURES),
         help=(
             "runs of table 2, transfer variants of table 1, departures of the preset from the paper, each undone, "
-            "k600: runs of table 4, shares of the annotations (figure 6), layers (figure 4), embedding of background "
-            "(figure 5), or timelines (figure 7)"
+            "released: choices of the authors' code, each made, k600: runs of table 4, shares of the annotations "
+            "(figure 6), layers (figure 4), embedding of background (figure 5), or timelines (figure 7)"
         ),
     )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for data and finished runs")
@@ -38,7 +38,12 @@ def _add_experiment(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="JSON to write with every number, a picture beside it (default: in WORK)",
     )
-    parser.add_argument("--setting", type=Path, metavar="FILE", help="setting file (see the command setting)")
+    parser.add_argument(
+        "--setting",
+        type=Path,
+        metavar="FILE",
+        help="setting file (see the command setting); with --recordings: how these are cut, and what is novel",
+    )
     parser.add_argument(
         "--recordings", type=Path, metavar="FILE", help="npz of labelled recordings (default: a rendered world)"
     )
@@ -75,15 +80,17 @@ def _run_experiment(parsed: Namespace) -> None:
     print(text)
 
 
-def _data_of(parsed: Namespace) -> "Source | Setting":
-    from ahernet.experiments.setting import recorded_source, rendered_source
+def _data_of(parsed: Namespace) -> "Data":
+    from ahernet.experiments.recorded import Recorded, RecordingsPlan, read_plan
+    from ahernet.experiments.setting import rendered_source
     from ahernet.experiments.setting_file import read_setting
 
     folder = parsed.work / "data"
+    if parsed.recordings is not None:
+        plan = RecordingsPlan() if parsed.setting is None else read_plan(parsed.setting)
+        return Recorded(parsed.recordings, plan, folder)
     if parsed.setting is not None:
         return read_setting(parsed.setting, folder)
-    if parsed.recordings is not None:
-        return recorded_source(folder, parsed.recordings)
     return rendered_source(folder)
 
 
@@ -91,8 +98,6 @@ def _check_experiment(parsed: Namespace) -> None:
     for name in ("seeds", "jobs"):
         if parsed[name] < 1:
             raise UserError(f"experiment: --{name}: expected at least 1, got {parsed[name]}")
-    if parsed.setting is not None and parsed.recordings is not None:
-        raise UserError("experiment: --setting or --recordings, not both")
     if parsed.rows is not None and parsed.table in FIGURES:
         raise UserError(f"experiment: --rows: {parsed.table} is a figure and has none")
 

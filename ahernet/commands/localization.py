@@ -16,7 +16,9 @@ from ahernet.commands.command import (
     add_annotation_options,
     add_classes,
     add_device,
+    add_groups,
     classes_of,
+    groups_of,
     read_annotations_of,
 )
 from ahernet.config import Config, InferenceConfig
@@ -262,13 +264,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--subset", metavar="NAME", help="score the videos of this subset (default: all)")
     add_annotation_options(parser)
     add_classes(parser, "score the instances of these, in the videos that have any (default: all)")
-    parser.add_argument(
-        "--groups",
-        nargs="+",
-        default=[],
-        metavar="NAME=FILE",
-        help="also the means over groups of classes, for instance base=base.txt novel=novel.txt (names, one a line)",
-    )
+    add_groups(parser, "also the means over groups of classes")
     parser.add_argument(
         "--bins", choices=("activitynet", "thumos14"), help="also short and long segments, by the bins of a data set"
     )
@@ -276,21 +272,6 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--draws", type=int, default=0, metavar="NUMBER", help="also a bootstrap interval of so many (default: none)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
-
-
-def _groups_of(parsed: Namespace) -> dict[str, list[str]]:
-    """Return the names in the files that `--groups` gives, by the name of the group."""
-    from ahernet.data.annotations import read_class_names
-
-    groups = {}
-    for text in parsed.groups:
-        name, _, path = text.partition("=")
-        if not name or not path:
-            raise UserError(f"evaluate: --groups: expected NAME=FILE, got {text!r:.80}")
-        if name == "all" or name in groups:
-            raise UserError(f"evaluate: --groups: the name {name!r:.40} is taken already")
-        groups[name] = read_class_names(Path(path))
-    return groups
 
 
 def _run_evaluate(parsed: Namespace) -> None:
@@ -312,7 +293,7 @@ def _run_evaluate(parsed: Namespace) -> None:
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
     selected = selected if classes is None else selected.of_classes(classes)
     detections = of_subset(detections, annotations, selected)
-    groups = _groups_of(parsed)
+    groups = groups_of(parsed, "evaluate")
     matches, recall = match_detections(detections, selected), average_recall(detections, selected)
     result = precision_of(matches)
     texts, content = [format_report(result, groups, recall)], report_dictionary(result, groups, recall)

@@ -1,11 +1,20 @@
 """The command `report`."""
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ahernet.commands.command import Command, add_annotation_options, add_classes, classes_of, read_annotations_of
+from ahernet.commands.command import (
+    Command,
+    add_annotation_options,
+    add_classes,
+    add_groups,
+    classes_of,
+    groups_of,
+    read_annotations_of,
+)
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
@@ -19,7 +28,13 @@ def _add_report(parser: ArgumentParser) -> None:
     parser.add_argument("--subset", metavar="NAME", help="score the videos of this subset (default: all)")
     add_annotation_options(parser)
     add_classes(parser, "score the instances of these, in the videos that have any (default: all)")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="that train wrote: shows its loss curve")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="that train wrote: shows its loss curve, and its base and novel classes apart",
+    )
+    add_groups(parser, "show the means over these groups of classes (default: base and novel classes of the run)")
     parser.add_argument(
         "--thresholds",
         type=Path,
@@ -52,6 +67,7 @@ def _run_report(parsed: Namespace) -> None:
     from ahernet.reporting.page import write_page
 
     losses = None if parsed.run is None else _losses(parsed.run)
+    groups: Mapping[str, Sequence[str]] = groups_of(parsed, "report")
     detections = load_detections(parsed.detections)
     annotations = read_annotations_of(parsed.annotations, parsed)
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
@@ -62,7 +78,9 @@ def _run_report(parsed: Namespace) -> None:
         **({} if parsed.subset is None else {"subset": parsed.subset}),
         **({} if parsed.run is None else {"run": parsed.run.name}),
     }
-    settings = ReportSettings(f"Report of {parsed.detections.name}", sources, parsed.bins, parsed.draws)
+    if parsed.run is not None and not groups:
+        groups = _groups_of_run(parsed.run, selected.classes())
+    settings = ReportSettings(f"Report of {parsed.detections.name}", sources, parsed.bins, parsed.draws, groups)
     content, points = report_content(of_subset(detections, annotations, selected), selected, settings, losses)
     make_folder(parsed.out.parent)
     write_page(parsed.out, content)
@@ -82,6 +100,17 @@ def _losses(run: Path) -> list[dict[str, float]]:
     if not entries:
         raise UserError(f"{run}: no {LOG_NAME} with losses in it, expected a folder that train wrote")
     return entries
+
+
+def _groups_of_run(run: Path, occurring: Collection[str]) -> dict[str, list[str]]:
+    """Return base and novel classes of a run where both occur; none where it has not yet written a checkpoint."""
+    from ahernet.checkpoint import CHECKPOINT_NAME, read_classes
+
+    if not (run / CHECKPOINT_NAME).exists():
+        return {}
+    classes, novel = read_classes(run)
+    groups = {"base": [name for name in classes if name not in novel], "novel": list(novel)}
+    return groups if all(set(names) & set(occurring) for names in groups.values()) else {}
 
 
 COMMANDS = {

@@ -75,6 +75,16 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def of_classes(self, classes: Sequence[str]) -> "Detections":
+        """Return the detections of some classes, all of which `self.classes` has; no video is left out."""
+        numbers = np.full(len(self.classes), -1)
+        numbers[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
+        label = numbers[self.label]
+        rows = label >= 0
+        return Detections(
+            self.video_ids, tuple(classes), self.video[rows], label[rows], self.segments[rows], self.scores[rows]
+        )
+
 
 def read_detections(path: Path) -> Detections:
     """Read an ActivityNet result JSON (`.json`) or a CSV (`.csv`), either also as `.gz`.

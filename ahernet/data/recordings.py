@@ -19,11 +19,12 @@ over the whole recording. That removes what differs between subjects and sensors
 it happens before the recording is cut, so that no clip is standardised by what it contains.
 """
 
+import difflib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,10 +36,12 @@ from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.zip_guard import check_npz, is_zip
 from ahernet.errors import UserError
 
-Cut = Literal["none", "classes"]
-"""`none`: a recording is a clip. `classes`: recordings are cut where the class changes."""
+Cut = Literal["none", "classes", "groups"]
+"""`none`: a recording is a clip. `classes`: recordings are cut where the class changes. `groups`: where a class that is
+to be apart follows one that is not, or the other way round."""
 
 STATISTICS = 3  # mean, standard deviation, change
+SHARE_SEED = 0  # of the random share of recordings for training
 SMALLEST_DEVIATION = 1e-6  # of a column's own scale: below it a column counts as constant
 
 
@@ -96,7 +99,10 @@ def import_recordings(
     window: int = 8,
     stride: int = 4,
     cut: Cut = "classes",
+    apart: Collection[str] = (),
+    background: Collection[str] = (),
     training_subjects: str | None = None,
+    training_share: float | None = None,
 ) -> ImportedRecordings:
     """Write the recordings of an npz file as a feature archive and an ActivityNet annotation file.
 
@@ -107,21 +113,25 @@ def import_recordings(
         window: samples that one row describes.
         stride: samples from one row to the next.
         cut: `none` keeps recordings whole. `classes` cuts midway between the last segment of a run of one
-            class and the first segment of the next run; each clip then shows one class.
+            class and the first segment of the next run; each clip then shows one class. `groups` cuts in the same
+            way where classes of `apart` and other classes meet; no clip then shows both.
+        apart: names of the classes that `groups` keeps apart from all others.
+        background: names of classes that are no actions: what shows them counts as unlabelled.
         training_subjects: subjects of the subset `training`, as in `1-15,20`; all others form the subset
             `validation`. By default every clip is in `training`.
+        training_share: instead: share of the recordings that form the subset `training`, drawn at random, the same
+            ones every time. For recordings of one subject.
 
     Raises:
         UserError: a file that cannot be read or written, keys that are missing or do not fit together,
-            `cut="classes"` where segments of different classes overlap, or subjects that do not occur.
+            recordings to be cut where segments of different classes overlap, subjects or classes that do not occur, or
+            options that contradict one another.
     """
-    if window < 1 or stride < 1:
-        raise UserError(f"window and stride: expected at least 1 sample, got {window} and {stride}")
-    if cut not in get_args(Cut):
-        raise UserError(f"cut: expected {' or '.join(get_args(Cut))}, got {cut!r}")
-    recordings = read_recordings(path)
-    training = _training_recordings(recordings, training_subjects, path)
-    clips = list(_clips(recordings, stride, cut, path))
+    _check_options(window, stride, cut, apart, training_subjects, training_share)
+    recordings = without_classes(read_recordings(path), background, path)
+    check_classes(recordings, apart, "apart", path)
+    training = _training_recordings(recordings, training_subjects, training_share, path)
+    clips = list(_clips(recordings, stride, cut, frozenset(apart), path))
     dimension = STATISTICS * recordings.samples.shape[1]
     videos: dict[str, VideoAnnotations] = {}
     rows = 0
@@ -194,6 +204,39 @@ def read_recordings(path: Path) -> Recordings:
         segment_class=arrays["seg_class"].astype(np.int64),
         class_names=tuple(arrays["class_names"].tolist()),
     )
+
+
+def without_classes(recordings: Recordings, background: Collection[str], path: Path) -> Recordings:
+    """Return the recordings without the segments of some classes, and without the names of these.
+
+    Raises:
+        UserError: a class does not occur, or no other one is left.
+    """
+    check_classes(recordings, background, "background", path)
+    kept = [number for number, name in enumerate(recordings.class_names) if name not in background]
+    rows = np.isin(recordings.segment_class, kept)
+    if not rows.any():
+        raise UserError(f"{path}: background: no segment of another class is left")
+    return replace(
+        recordings,
+        segment_recording=recordings.segment_recording[rows],
+        segments=recordings.segments[rows],
+        segment_class=np.searchsorted(kept, recordings.segment_class[rows]),
+        class_names=tuple(recordings.class_names[number] for number in kept),
+    )
+
+
+def check_classes(recordings: Recordings, names: Collection[str], argument: str, path: Path) -> None:
+    """Refuse names that are none of the classes.
+
+    Raises:
+        UserError: there is one; the message names `argument`.
+    """
+    for name in names:
+        if name not in recordings.class_names:
+            close = difflib.get_close_matches(name, recordings.class_names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(recordings.class_names):.200}"
+            raise UserError(f"{path}: {argument}: class {name!r} does not occur; {hint}")
 
 
 def window_statistics(values: np.ndarray, window: int, stride: int) -> np.ndarray:
@@ -315,8 +358,27 @@ def _refuse(bad: np.ndarray, path: Path, expectation: str, values: np.ndarray) -
         raise UserError(f"{path}: {expectation}; segment {row} has {values[row]:g}")
 
 
-def _training_recordings(recordings: Recordings, subjects: str | None, path: Path) -> np.ndarray:
+def _check_options(
+    window: int, stride: int, cut: str, apart: Collection[str], subjects: str | None, share: float | None
+) -> None:
+    if window < 1 or stride < 1:
+        raise UserError(f"window and stride: expected at least 1 sample, got {window} and {stride}")
+    if cut not in get_args(Cut):
+        raise UserError(f"cut: expected {' or '.join(get_args(Cut))}, got {cut!r}")
+    if (cut == "groups") != bool(apart):
+        raise UserError("apart: expected names of classes with cut groups, and none without")
+    if subjects is not None and share is not None:
+        raise UserError("training_subjects or training_share, not both")
+    if share is not None and not 0 < share < 1:
+        raise UserError(f"training_share: expected a number between 0 and 1, got {share:g}")
+
+
+def _training_recordings(recordings: Recordings, subjects: str | None, share: float | None, path: Path) -> np.ndarray:
     """Return for each recording whether it belongs to the training subset."""
+    if share is not None:
+        count = len(recordings.ids)
+        order = np.random.default_rng(SHARE_SEED).permutation(count)
+        return np.asarray(np.argsort(order) < round(share * count))
     if subjects is None:
         return np.ones(len(recordings.ids), dtype=bool)
     training = np.isin(recordings.subjects, sorted(parse_subjects(subjects)))
@@ -326,9 +388,10 @@ def _training_recordings(recordings: Recordings, subjects: str | None, path: Pat
     return training
 
 
-def _clips(recordings: Recordings, stride: int, cut: Cut, path: Path) -> Iterator[Clip]:
+def _clips(recordings: Recordings, stride: int, cut: Cut, apart: frozenset[str], path: Path) -> Iterator[Clip]:
     """Yield the clips of all recordings in order, with the segments of each."""
     names: dict[str, int] = {}
+    kinds = _kinds(recordings.class_names, apart)
     for recording, recording_id in enumerate(recordings.ids):
         length = int(recordings.offsets[recording + 1] - recordings.offsets[recording])
         rows = math.ceil(length / stride)
@@ -339,7 +402,8 @@ def _clips(recordings: Recordings, stride: int, cut: Cut, path: Path) -> Iterato
             continue
         if len(inside) == 0:
             raise UserError(f"{path}: recording {recording_id!r} has no segment, so no class to cut it by")
-        changes = np.flatnonzero(np.diff(recordings.segment_class[inside])) + 1
+        kind = [kinds[label] for label in recordings.segment_class[inside]]
+        changes = [row for row in range(1, len(kind)) if kind[row] != kind[row - 1]]
         runs = np.split(inside, changes)
         edges = [
             0,
@@ -351,9 +415,14 @@ def _clips(recordings: Recordings, stride: int, cut: Cut, path: Path) -> Iterato
                 raise UserError(
                     f"{path}: recording {recording_id!r}: class runs are closer than the stride of {stride}"
                 )
-            name = f"{recording_id}_{recordings.class_names[recordings.segment_class[run[0]]]}"
+            name = f"{recording_id}_{kinds[recordings.segment_class[run[0]]]}"
             names[name] = names.get(name, 0) + 1
             yield Clip(name if names[name] == 1 else f"{name}_{names[name]}", recording, first, last, run)
+
+
+def _kinds(class_names: Sequence[str], apart: frozenset[str]) -> list[str]:
+    """Return for each class the name of what recordings are not cut within: itself, or its group."""
+    return ["apart" if name in apart else "others" for name in class_names] if apart else list(class_names)
 
 
 def _cut_row(recordings: Recordings, run: np.ndarray, following: np.ndarray, stride: int, path: Path) -> int:

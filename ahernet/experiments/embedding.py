@@ -1,11 +1,9 @@
 """Figure 5 of the paper: features of foreground, of generated and of real background, in two dimensions.
 
 Looked at are cells of one feature map of `aher`: foreground if their centre lies in an action, background if they meet
-none. Foreground and generated background are of synthetic videos, made of moments and what the generators make of them
-(without the residual of real background that some presets add in training), real background is of validation videos
-that show novel classes. As in the paper: 200
-moments, 500 cells of each kind, at most 256 principal components, then t-SNE if scikit-learn is installed; else the
-first two components themselves.
+none. Foreground and generated background are of synthetic videos, made of moments as a main iteration of training makes
+them, real background is of validation videos that show novel classes. As in the paper: 200 moments, 500 cells of each
+kind, at most 256 principal components, then t-SNE if scikit-learn is installed; else the first two components.
 
 How well two kinds can be told apart is said by a number, too: the share of cells whose nearest neighbour in the
 principal components is of their own kind (1/2 where two kinds are alike, 1 where they lie apart).
@@ -13,6 +11,7 @@ principal components is of their own kind (1/2 where two kinds are alike, 1 wher
 
 import importlib
 import importlib.util
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,11 @@ from ahernet.experiments.setting import Setting
 from ahernet.experiments.table import aligned
 from ahernet.files import replace_when_complete
 from ahernet.model.anchors import scale_cells
-from ahernet.model.context import ContextGenerators, synthesize
+from ahernet.model.context import ContextGenerators
 from ahernet.training.batches import build_training_set
-from ahernet.training.iteration_batches import draw_placement
+from ahernet.training.iteration_batches import first_main_iteration, read_iteration
 from ahernet.training.moment_set import build_moment_set
+from ahernet.training.steps import synthetic_videos
 from ahernet.training.training_state import STATE_NAME
 from ahernet.video_time import seconds_to_unit
 
@@ -151,18 +151,14 @@ def _synthetic_cells(
     inside, outside = [], []
     with open_archive(setting.moments) as archive, open_archive(setting.base_videos.archive) as untrimmed:
         moments = build_moment_set(archive, read_moment_labels(setting.labels))
-        # Moments fill their synthetic videos as they did in training.
         annotations = setting.base_videos.read().select(setting.base_videos.training)
         training_set = build_training_set(untrimmed, annotations, setting.base)
-        chosen = np.random.default_rng(seed).permutation(len(moments))[:MOMENTS]
-        for iteration, first in enumerate(range(0, len(chosen), AT_ONCE)):
-            batch = moments.read(chosen[first : first + AT_ONCE])
-            moment = kernels.resample(batch.rows, batch.offsets, config.model.moment_steps)
-            starts, lengths = (drawn[: len(moment)] for drawn in draw_placement(config, training_set, iteration))
-            before, after = generators(moment)
-            sequence = synthesize(before, moment, after, starts, lengths, config.model.steps)
-            spans = torch.stack([starts, starts + lengths], dim=1).numpy()[:, None] / config.model.steps
+        first = first_main_iteration(config.method)
+        for iteration in range(first, first + math.ceil(min(MOMENTS, len(moments)) / AT_ONCE)):
+            batch = read_iteration(training_set, moments, config, iteration)
+            sequence, ground_truth = synthetic_videos(generators, config, batch)
             features = _cells(checkpoint, sequence)
+            spans = ground_truth.segments.double().numpy()[:, None]  # one moment a video
             foreground, background = _inside_and_outside(list(spans), features.shape[1])
             inside.append(features[foreground])
             outside.append(features[background])

@@ -12,7 +12,7 @@ from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
 from ahernet.experiments import embedding, layers, side_by_side
 from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
-from ahernet.experiments.setting import Setting, Source
+from ahernet.experiments.setting import Data, Setting
 from ahernet.experiments.table import make_units, provenance
 from ahernet.files import make_folder
 
@@ -47,7 +47,7 @@ FIGURES = {
 
 def run_figure(
     name: str,
-    data: Source | Setting,
+    data: Data,
     config: Config,
     seeds: Sequence[int],
     folder: Path,
@@ -61,7 +61,7 @@ def run_figure(
 
     Args:
         name: one of `FIGURES`.
-        data: annotated videos, or a whole setting.
+        data: annotated videos, recordings, or a whole setting.
         config: preset that the runs start from.
         seeds: at least one.
         folder: for networks and measures; created if need be.

@@ -14,7 +14,7 @@ from ahernet.data.archive import open_archive
 from ahernet.data.detections import Detections
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
-from ahernet.evaluation.average_precision import average_precision
+from ahernet.evaluation.average_precision import AveragePrecision, average_precision
 from ahernet.evaluation.average_recall import average_recall
 from ahernet.evaluation.diagnosis import diagnose
 from ahernet.experiments.setting import Setting, Source, validation_of
@@ -45,6 +45,8 @@ def run_unit(unit: Unit, folder: Path, progress: bool = False) -> dict[str, Any]
 
     Novel and base classes are scored apart: localized among themselves, in the videos that show them (as the paper
     scores the classes of its moment set). Base classes only where the run has learnt them and the setting has videos.
+    Where these videos show other classes that the run knows, "beside_others" is the score if all of them are localized:
+    among themselves, novel classes must take every action of a base class for one of theirs.
     """
     head = {"run": unit.name, "seed": unit.config.training.seed}
     return kept_result(folder / unit.file_name, head, wanted_of(unit), lambda: _measure(unit, folder, progress))
@@ -96,9 +98,23 @@ def oracle(setting: Setting) -> tuple[Source, tuple[str, ...]]:
 
 
 def found_in(
-    source: Source, annotations: Annotations, checkpoint: Checkpoint, classes: tuple[str, ...], progress: bool = False
+    source: Source,
+    annotations: Annotations,
+    checkpoint: Checkpoint,
+    classes: tuple[str, ...],
+    progress: bool = False,
+    *,
+    others: tuple[str, ...] = (),
 ) -> tuple[Detections, Annotations, int]:
     """Localize some classes among themselves in the validation videos that show them.
+
+    Args:
+        source: of the videos.
+        annotations: of the source.
+        checkpoint: trained network, which knows the classes.
+        classes: to localize.
+        progress: show a bar.
+        others: classes that are localized beside them; what is found of these is left out.
 
     Returns:
         Detections, the ground truth of the videos that have features, and how many annotated videos have none.
@@ -116,11 +132,20 @@ def found_in(
             checkpoint,
             video_ids=list(places.values()),
             durations={place: truth.videos[key].duration for key, place in places.items()},
-            classes=classes,
+            classes=(*classes, *others),
             device="cpu",
             progress=progress,
         )
-    return found, scored, len(truth.videos) - len(scored.videos)
+    return found.of_classes(classes), scored, len(truth.videos) - len(scored.videos)
+
+
+def shown_beside(
+    source: Source, annotations: Annotations, classes: tuple[str, ...], known: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return which other classes, of those known, the validation videos of some classes show."""
+    videos = validation_of(annotations, classes, source.validation).videos
+    shown = {label for key in videos for label in annotations.videos[key].labels}
+    return tuple(name for name in known if name in shown and name not in classes)
 
 
 def wanted_of(unit: Unit) -> dict[str, Any]:
@@ -147,8 +172,11 @@ def _measure(unit: Unit, folder: Path, progress: bool) -> dict[str, Any]:
     learnt_base = method.untrimmed == "transfer" or (method.untrimmed == "supervised" and setting.one_source)
     if learnt_base and setting.base_videos.validation is not None:
         learnt["base"] = (setting.base_videos, setting.base)
+    known = (*(setting.base if learnt_base else ()), *setting.novel)
     checkpoint = load_checkpoint(run_folder)
-    measures = {group: _score(source, checkpoint, classes, progress) for group, (source, classes) in learnt.items()}
+    measures = {
+        group: _score(source, checkpoint, classes, known, progress) for group, (source, classes) in learnt.items()
+    }
     shutil.rmtree(run_folder)
     return {"seconds": round(seconds, 1), "measures": measures}
 
@@ -174,15 +202,30 @@ def _train(unit: Unit, run_folder: Path, progress: bool, resume: bool = False) -
     return trained.seconds
 
 
-def _score(source: Source, checkpoint: Checkpoint, classes: tuple[str, ...], progress: bool) -> dict[str, Any]:
-    found, truth, without_features = found_in(source, source.read(), checkpoint, classes, progress)
+def _score(
+    source: Source, checkpoint: Checkpoint, classes: tuple[str, ...], known: tuple[str, ...], progress: bool
+) -> dict[str, Any]:
+    annotations = source.read()
+    found, truth, without_features = found_in(source, annotations, checkpoint, classes, progress)
     precision = average_precision(found, truth)
+    beside: dict[str, Any] = {}
+    others = shown_beside(source, annotations, classes, known)
+    if others:
+        found_beside, _, _ = found_in(source, annotations, checkpoint, classes, progress, others=others)
+        beside["beside_others"] = _precision(average_precision(found_beside, truth))
     return {
         "videos": len(truth.videos),
         "without_features": without_features,
-        "mean_average_precision": round(precision.mean, 6),
-        **{f"at_{limit}": round(float(precision.mean_per_threshold[row]), 6) for row, limit in SHOWN_THRESHOLDS},
+        **_precision(precision),
+        **beside,
         "per_threshold": [round(value, 6) for value in precision.mean_per_threshold.tolist()],
         "proposal_area": round(average_recall(found, truth).area, 6),
         "diagnosis": {name: round(value, 6) for name, value in asdict(diagnose(found, truth)).items()},
+    }
+
+
+def _precision(precision: AveragePrecision) -> dict[str, float]:
+    return {
+        "mean_average_precision": round(precision.mean, 6),
+        **{f"at_{limit}": round(float(precision.mean_per_threshold[row]), 6) for row, limit in SHOWN_THRESHOLDS},
     }

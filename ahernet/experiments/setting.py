@@ -1,28 +1,31 @@
 """Settings of an experiment: annotated videos of base classes, moments of novel ones, videos to be scored on.
 
-A setting is made of one annotated archive, of which a random half of the classes is novel, or read from a file (see
-`setting_file`). Training videos of novel classes serve as the source of moments alone; only the oracle sees them
-whole, with their annotations.
+A setting is made of one annotated archive, of which a random half of the classes is novel, of recordings (see
+`recorded`), or read from a file (see `setting_file`). Training videos that show a novel class serve as the source of
+moments alone, whatever else they show: learnt from with the annotations of base classes only, they would teach that
+novel actions are background. Only the oracle sees them whole, with their annotations.
 """
 
+import csv
 import hashlib
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ahernet.data.annotations import Annotations, read_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.moments import cut_moments
-from ahernet.data.recordings import import_recordings
-from ahernet.files import make_folder
+from ahernet.files import make_folder, replace_when_complete
 from ahernet.rendered import WorldConfig, write_world
 
 TRAINING, VALIDATION = "training", "validation"
 # Fixed before any run was compared, and not changed since.
 RENDERED_WORLD = WorldConfig(classes=40, training_videos=800, validation_videos=200)
-RECORDING_SUBJECTS = "1-15"  # of the subset training; the others are held out
+SET_ASIDE = "shows novel classes"  # subset of training videos that nothing is learnt from but moments
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Source:
             UserError: as `read_annotations`.
         """
         return read_annotations(self.annotations, self.categories, self.subsets)
+
+    def for_split(self, split: int) -> "Setting":
+        """Return the setting in which a random half of the classes is novel; moments are cut beside the archive."""
+        return make_setting(self, split, self.archive.parent)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,23 @@ class Setting:
         """Whether base and novel classes are of the same archive."""
         return self.base_videos.archive == self.novel_videos.archive
 
+    def for_split(self, split: int) -> "Setting":
+        """Return the setting itself, which has one split, numbered for the seed."""
+        return replace(self, split=split)
+
+
+class Data(Protocol):
+    """What experiments are made on: it has a setting for every split."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data, for results."""
+        ...
+
+    def for_split(self, split: int) -> Setting:
+        """Return the setting of a split."""
+        ...
+
 
 def rendered_source(folder: Path, world: WorldConfig = RENDERED_WORLD) -> Source:
     """Render a world into `folder`, or take the one that is there."""
@@ -96,29 +120,48 @@ def rendered_source(folder: Path, world: WorldConfig = RENDERED_WORLD) -> Source
     return Source("rendered", archive, annotations)
 
 
-def recorded_source(folder: Path, recordings: Path) -> Source:
-    """Import labelled recordings (npz, see `ahernet.data.recordings`) into `folder`, or take what is there.
+def make_setting(
+    source: Source, split: int, folder: Path, classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+) -> Setting:
+    """Split the classes of a source and cut the moments of the novel ones into `folder`, if they are not there.
 
-    Recordings are cut where the class changes; subjects are held out for validation.
+    Args:
+        source: annotated videos of the subsets training and validation.
+        split: number of the split.
+        folder: for the moments.
+        classes: base and novel ones; a random half each by default.
+
+    Raises:
+        UserError: the annotations cannot be read, or there is nothing to cut.
     """
-    archive, annotations = folder / "archive.h5", folder / "annotations.json"
-    if not annotations.exists():
-        make_folder(folder)
-        import_recordings(recordings, archive, annotations, training_subjects=RECORDING_SUBJECTS)
-    return Source(recordings.stem, archive, annotations)
-
-
-def make_setting(source: Source, split: int, folder: Path) -> Setting:
-    """Split the classes of a source and cut the moments of the novel ones into `folder`, if they are not there."""
     annotations = read_annotations(source.annotations)
-    base, novel = split_classes(annotations.classes(), split)
+    base, novel = split_classes(annotations.classes(), split) if classes is None else classes
     moments, labels = folder / f"moments-{split}.h5", folder / f"moments-{split}.csv"
     if not labels.exists():
         make_folder(folder)
         with open_archive(source.archive) as archive:
             cut_moments(archive, annotations.select(TRAINING), moments, labels, classes=novel, progress=False)
     features = features_hash([source.archive, moments])
-    return Setting(source.name, split, base, novel, source, source, moments, labels, features)
+    base_videos = _set_aside(source, annotations, novel, folder / f"base-{split}.csv")
+    return Setting(source.name, split, base, novel, base_videos, source, moments, labels, features)
+
+
+def _set_aside(source: Source, annotations: Annotations, novel: Sequence[str], table: Path) -> Source:
+    """Return the source with the training videos that show base and novel classes in a subset of their own."""
+    mixed = {
+        key
+        for key, video in annotations.select(TRAINING).videos.items()
+        if not set(video.labels).isdisjoint(novel) and not set(video.labels) <= set(novel)
+    }
+    if not mixed:
+        return source
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "subset"])
+    writer.writerows((key, SET_ASIDE if key in mixed else video.subset) for key, video in annotations.videos.items())
+    with replace_when_complete(table) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    return replace(source, subsets=table)
 
 
 def features_hash(archives: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ from ahernet.experiments.runner import found_in
 from ahernet.experiments.sample import sample_videos
 from ahernet.experiments.setting import Setting
 from ahernet.experiments.table import aligned
-from ahernet.timelines import draw_timelines
+from ahernet.timelines import SEPARATOR, counted, counted_instances, draw_timelines
 
 RUNS = ("aher", "aher-")
 VIDEOS = 6
@@ -71,6 +71,7 @@ def draw_results(result: dict[str, Any], path: Path) -> None:
     """
     for found in result["results"]:
         truth: dict[str, VideoAnnotations] = {}
+        subtitles: dict[str, str] = {}
         rows: list[tuple[int, str, list[float], float]] = []
         for position, video in enumerate(found["videos"]):
             # Every run has lanes of its own, with the ground truth above what it found.
@@ -79,13 +80,25 @@ def draw_results(result: dict[str, Any], path: Path) -> None:
             truth[video["video"]] = VideoAnnotations(
                 video["video"], "", video["duration"], np.array(segments, np.float64).reshape(-1, 2), names
             )
+            subtitles[video["video"]] = _subtitle(video)
             rows += [
                 (position, _lane(run, one["label"]), one["segment"], one["score"])
                 for run in RUNS
                 for one in video["found"][run]
             ]
         annotations = Annotations(truth, result["source"])
-        draw_timelines(annotations, _detections(list(truth), rows), path.with_suffix("") / f"seed-{found['seed']}")
+        draw_timelines(
+            annotations,
+            _detections(list(truth), rows),
+            path.with_suffix("") / f"seed-{found['seed']}",
+            subtitles=subtitles,
+        )
+
+
+def _subtitle(video: dict[str, Any]) -> str:
+    """Return the counts of a video, and of each run; the lanes of both runs show its instances twice."""
+    found = [f"{run}: {counted(len(video['found'][run]), 'detection')}" for run in RUNS]
+    return SEPARATOR.join([counted_instances([one["label"] for one in video["instances"]]), *found])
 
 
 def _lane(run: str, label: str) -> str:

@@ -15,7 +15,7 @@ from ahernet.child_process import worker_pool
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
 from ahernet.experiments.runner import Unit, oracle, run_unit
-from ahernet.experiments.setting import Setting, Source, make_setting
+from ahernet.experiments.setting import Data
 
 # Average mAP in per cent that the paper's tables 1 and 2 give for ANet-UN -> ANet-AM and TH14 -> ANet-FG.
 PAPER_RUNS = {
@@ -51,6 +51,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
     "k600": dict(PAPER_K600),
     "shares": {"aher": PAPER_RUNS["aher"], "aher* 100 %": PAPER_RUNS["aher*"]},
     "departures": {},
+    "released": {},
 }
 TABLES = tuple(PAPER)
 # What the preset decides otherwise than the paper: each of these takes aher back to the paper in one point.
@@ -69,6 +70,21 @@ DEPARTURES: dict[str, tuple[str, ...]] = {
     "transfer by ELU": ("model.transfer_activation",),
     "hard NMS at 0.9": ("inference.suppression",),
 }
+# What the code that the authors released decides otherwise than their paper, as far as it fits the method of the paper:
+# changes to a preset.
+RELEASED: dict[str, dict[str, dict[str, Any]]] = {
+    "label of the video": {"inference": {"class_score": "video"}},
+    "hard NMS at 0.9": {"inference": {"suppression": "hard", "nms_threshold": 0.9}},
+    "the same by overlap": {
+        "inference": {
+            "suppression": "hard",
+            "nms_threshold": 0.9,
+            "suppression_rank": "overlap",
+            "class_aware": False,
+        }
+    },
+    "hard negatives": {"loss": {"overlap_anchors": "hard"}},
+}
 COLUMNS = {
     "novel mAP": "novel.mean_average_precision",
     "@0.5": "novel.at_0.5",
@@ -78,6 +94,8 @@ COLUMNS = {
     "accuracy": "novel.diagnosis.accuracy",
     "base mAP": "base.mean_average_precision",
 }
+# Where videos show base and novel classes, novel mAP with all classes localized that the run knows.
+BESIDE = {"beside base": "novel.beside_others.mean_average_precision"}
 # Table 4 has its own columns, and the paper's figures in their order.
 K600_COLUMNS = {
     "@0.5": "novel.at_0.5",
@@ -91,8 +109,8 @@ def table_configs(table: str, config: Config) -> dict[str, Config]:
     """Return the configuration of each row.
 
     Tables: the `runs` of table 2 of the paper, the `transfer` variants of its table 1, the runs of its table 4
-    (`k600`), the oracle with `shares` of the annotations (figure 6), or the `departures` of a preset from the paper,
-    each undone.
+    (`k600`), the oracle with `shares` of the annotations (figure 6), the `departures` of a preset from the paper,
+    each undone, or a preset with each choice of the `released` code.
 
     Raises:
         UserError: no such table.
@@ -114,6 +132,11 @@ def table_configs(table: str, config: Config) -> dict[str, Config]:
         every = tuple(dict.fromkeys(path for paths in DEPARTURES.values() for path in paths))
         points = {"aher": (), **DEPARTURES, "all of them": every}
         return {name: _as_in_the_paper(config, paths) for name, paths in points.items()}
+    if table == "released":
+        choices = {"aher": {}, **RELEASED}
+        rows = {name: _changed(config, changes.items()) for name, changes in choices.items()}
+        rows["all of them"] = _changed(config, [changes for row in RELEASED.values() for changes in row.items()])
+        return rows
     if table == "transfer":
         return {name: _with_transfer(config, name) for name in PAPER_TRANSFERS}
     raise UserError(f"table: expected one of {', '.join(TABLES)}, got {table!r}")
@@ -124,6 +147,14 @@ def _as_in_the_paper(config: Config, paths: Iterable[str]) -> Config:
     paper, settings = config_to_dict(with_run(preset("paper"), "aher")), config_to_dict(config)
     for section, key in (path.split(".") for path in paths):
         settings[section][key] = paper[section][key]
+    return config_from_dict(settings)
+
+
+def _changed(config: Config, changes: Iterable[tuple[str, dict[str, Any]]]) -> Config:
+    """Return the configuration with the changes to its sections made, one after the other."""
+    settings = config_to_dict(config)
+    for section, values in changes:
+        settings[section] |= values
     return config_from_dict(settings)
 
 
@@ -145,7 +176,7 @@ def _with_transfer(config: Config, name: str) -> Config:
 
 def run_table(
     table: str,
-    data: Source | Setting,
+    data: Data,
     config: Config,
     seeds: Sequence[int],
     folder: Path,
@@ -156,12 +187,12 @@ def run_table(
 ) -> dict[str, Any]:
     """Run every row of a table with every seed and return the table as plain data.
 
-    Seed s also numbers the split into base and novel classes of a source; a setting has one split for all seeds.
+    Seed s also numbers the split into base and novel classes; a setting file has one split for all seeds.
     Finished runs are taken from their files in `folder`.
 
     Args:
         table: one of `TABLES`.
-        data: annotated videos, or a whole setting.
+        data: annotated videos, recordings, or a whole setting.
         config: preset that the rows start from.
         seeds: at least one.
         folder: for the results of single runs; created if need be.
@@ -202,12 +233,9 @@ def run_table(
     }
 
 
-def make_units(configs: dict[str, Config], data: Source | Setting, seeds: Sequence[int]) -> list[Unit]:
+def make_units(configs: dict[str, Config], data: Data, seeds: Sequence[int]) -> list[Unit]:
     """Return every run with every seed, seed by seed."""
-    settings = {
-        seed: replace(data, split=seed) if isinstance(data, Setting) else make_setting(data, seed, data.archive.parent)
-        for seed in seeds
-    }
+    settings = {seed: data.for_split(seed) for seed in seeds}
     return [
         Unit(name, replace(row, training=replace(row.training, seed=seed)), settings[seed])
         for seed in seeds
@@ -215,7 +243,7 @@ def make_units(configs: dict[str, Config], data: Source | Setting, seeds: Sequen
     ]
 
 
-def provenance(table: str, data: Source | Setting, config: Config, seeds: Sequence[int]) -> dict[str, Any]:
+def provenance(table: str, data: Data, config: Config, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what a result says about how it was made."""
     return {
         "table": table,
@@ -231,6 +259,8 @@ def format_table(table: dict[str, Any]) -> str:
     """Return the table as text: mean and deviation over the seeds in per cent, beside the paper's figures."""
     paper = PAPER[table["table"]]
     columns = K600_COLUMNS if table["table"] == "k600" else COLUMNS
+    if any(BESIDE["beside base"] in row["mean"] for row in table["rows"].values()):
+        columns = columns | BESIDE
     header = ["", *columns, "aher ahead by", "seconds", "paper"]
     lines = [header]
     for name, row in table["rows"].items():
@@ -268,9 +298,10 @@ def _cell(value: float | None, deviation: float | None) -> str:
 
 
 def _summary(results: Sequence[dict[str, Any]], measure: Any) -> dict[str, float]:
-    """Apply `measure` over the seeds to every number of the results, named by its path."""
+    """Apply `measure` over the seeds to every number that all results have, named by its path."""
     flat = [{"seconds": result["seconds"], **_flat(result["measures"])} for result in results]
-    return {key: round(measure([numbers[key] for numbers in flat]), 6) for key in flat[0]}
+    shared = [key for key in flat[0] if all(key in numbers for numbers in flat)]
+    return {key: round(measure([numbers[key] for numbers in flat]), 6) for key in shared}
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ahernet.config import InferenceConfig
 from ahernet.inference.network import frozen
-from ahernet.inference.step import Candidates, Step
+from ahernet.inference.step import Candidates, Step, keep_by_overlap
 from ahernet.model.heads import class_logits
 from ahernet.model.localizer import Localizer, Outputs
 
@@ -43,18 +43,22 @@ class AnchorStep(Step):
         return Candidates(*self.scored_maps(maps), finite)
 
     def scored_maps(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return segments, scores and labels of all anchors of feature maps."""
+        """Return segments, scores and labels of all anchors of feature maps, or of those that overlap alone keeps."""
+        offsets, overlaps = self.heads(maps)
         if self.config.class_score == "segment":
-            return self._classified_segments(maps)
-        if self.keeps_logits:
-            return self.scored(Outputs(class_logits(maps, self.class_weights), *self.heads(maps)))
-        return self._decode_classified(*kernels.classify(maps, *self.class_weights), maps)
+            found = self._classified_segments(maps, offsets, overlaps)
+        elif self.keeps_logits:
+            found = self.scored(Outputs(class_logits(maps, self.class_weights), offsets, overlaps))
+        else:
+            found = self._decode_classified(*kernels.classify(maps, *self.class_weights), offsets, overlaps)
+        if self.config.suppression_rank == "overlap":
+            return keep_by_overlap(*found, _of_anchors(overlaps), self.config)
+        return found
 
     def _decode_classified(
-        self, probability: Tensor, labels: Tensor, maps: list[Tensor]
+        self, probability: Tensor, labels: Tensor, offsets: list[Tensor], overlaps: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode the anchors of feature maps whose cells (B, cells) are classified already."""
-        offsets, overlaps = self.heads(maps)
+        """Decode the anchors of cells (B, cells) that are classified already."""
         return kernels.decode_classified(
             probability,
             labels,
@@ -65,7 +69,9 @@ class AnchorStep(Step):
             self.model_config.width_scale,
         )
 
-    def _classified_segments(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _classified_segments(
+        self, maps: list[Tensor], offsets: list[Tensor], overlaps: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Classify the segment of every anchor like a moment: what it shows on the finest map, on average.
 
         A cell alone is noisy, and a cell of a coarse map sees much beside the segment. What is not finite in a cell
@@ -73,13 +79,13 @@ class AnchorStep(Step):
         """
         cells = (maps[0].shape[0], sum(scale.shape[2] for scale in maps))
         certain = self.anchors.new_ones(cells), torch.zeros(cells, dtype=torch.int64, device=self.anchors.device)
-        segments, overlaps, _ = self._decode_classified(*certain, maps)
+        segments, overlap, _ = self._decode_classified(*certain, offsets, overlaps)
         finest = maps[0].transpose(1, 2).nan_to_num(0.0, 0.0, 0.0)
         pooled = torch.bmm(covered_cells(segments, finest.shape[1]).to(finest.dtype), finest)
         weights, biases = self.class_weights
         probability, labels = kernels.classify([pooled.transpose(1, 2)], weights[:1], biases[:1])
         # Where there is no segment, there is no candidate whatever its class.
-        return segments, (probability * overlaps).where(overlaps > -torch.inf, -torch.inf), labels
+        return segments, (probability * overlap).where(overlap > -torch.inf, -torch.inf), labels
 
     def scored(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return segments, scores and labels of all anchors."""
@@ -93,7 +99,7 @@ class AnchorStep(Step):
         )
         if self.config.class_score == "anchor":
             return segments, scores, labels
-        overlaps = torch.cat([scale.transpose(1, 2).flatten(1) for scale in outputs.overlaps], dim=1).float().sigmoid()
+        overlaps = _of_anchors(outputs.overlaps)
         video = self._video_probabilities(outputs.logits, overlaps)
         if self.config.class_score == "product":
             return segments, scores * video.gather(1, labels), labels
@@ -110,6 +116,11 @@ class AnchorStep(Step):
         best = rearrange(overlaps, "b (cell ratio) -> b cell ratio", ratio=self.model_config.ratios_per_cell)
         weights: Tensor = best.amax(dim=2, keepdim=True)
         return torch.bmm(cells, weights).squeeze(2) / weights.sum(dim=1)
+
+
+def _of_anchors(overlaps: list[Tensor]) -> Tensor:
+    """Return the predicted overlaps (B, A) of all anchors, given those of each scale (B, R, T_j) before the sigmoid."""
+    return torch.cat([scale.transpose(1, 2).flatten(1) for scale in overlaps], dim=1).float().sigmoid()
 
 
 def covered_cells(segments: Tensor, count: int) -> Tensor:

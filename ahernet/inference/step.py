@@ -11,6 +11,8 @@ from ahernet.inference.network import frozen, fused_rectified
 from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 
+NO_MINIMUM = -1.0  # below any overlap
+
 
 class Found(NamedTuple):
     """Detections of B videos, padded to K a video; video b has the first counts[b] of its rows, best first.
@@ -94,6 +96,23 @@ class Step(nn.Module):
 def is_finite(sequence: Tensor) -> Tensor:
     """Return (B,) whether sequences (B, steps, D) hold neither NaN nor infinity."""
     return sequence.abs().amax(dim=(1, 2)).isfinite()
+
+
+def keep_by_overlap(
+    segments: Tensor, scores: Tensor, labels: Tensor, overlaps: Tensor, config: InferenceConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the candidates (B, N) that hard suppression leaves when they are ranked by their overlaps (B, N) alone.
+
+    `suppress` by score then removes no other: of those that are left none overlaps another one too much.
+
+    Returns:
+        Segments, scores and labels of K = min(config.top_k, N) candidates; what is none has the score -inf.
+    """
+    overlaps = overlaps.where(scores > -torch.inf, -torch.inf)
+    groups = labels if config.class_aware else None
+    index, _ = kernels.nms(segments, overlaps, groups, config.nms_threshold, config.top_k, NO_MINIMUM)
+    segments, scores, labels = kernels.pick(segments, scores, labels, index)
+    return segments, scores.where(index >= 0, -torch.inf), labels
 
 
 def suppress(

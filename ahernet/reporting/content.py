@@ -6,7 +6,7 @@ those of all, lists are cut, and what was cut is counted.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,14 @@ class ReportSettings:
         sources: what it is of, by kind: names of files, the subset.
         bins: name of the bins of the ground truth, a key of `BINS`.
         draws: of the bootstrap.
+        groups: classes to give means for, by the name of the group, beside the mean over all classes.
     """
 
     title: str
     sources: Mapping[str, str]
     bins: str = "activitynet"
     draws: int = 500
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def report_content(
@@ -72,7 +74,7 @@ def report_content(
         plain data for JSON, in which what is undefined is None, and the operating points.
 
     Raises:
-        UserError: as `average_precision`.
+        UserError: as `average_precision`, or a group of classes none of which occurs.
     """
     matches = match_detections(detections, annotations)
     kinds = detection_kinds(matches, detections, annotations)
@@ -86,7 +88,7 @@ def report_content(
         "videos": len(annotations.videos),
         "instances": len(matches.truth_label),
         "detections": len(detections),
-        "precision": _precision(matches, settings.draws),
+        "precision": _precision(matches, settings),
         "classes": _classes(matches, points, names),
         "recall": _recall(average_recall(detections, annotations)),
         "losses": None if losses is None else _losses(losses),
@@ -99,8 +101,9 @@ def report_content(
     return {**content, "names": names.listed()}, points
 
 
-def _precision(matches: Matches, draws: int) -> dict[str, Any]:
-    result, interval = precision_of(matches), bootstrap_interval(matches, draws)
+def _precision(matches: Matches, settings: ReportSettings) -> dict[str, Any]:
+    result, interval = precision_of(matches), bootstrap_interval(matches, settings.draws)
+    groups = {name: result.select(classes) for name, classes in settings.groups.items()}
     return {
         "thresholds": all_rounded(result.thresholds),
         "mean_per_threshold": all_rounded(result.mean_per_threshold),
@@ -111,6 +114,15 @@ def _precision(matches: Matches, draws: int) -> dict[str, Any]:
             "mean": all_rounded(interval.mean),
             "per_threshold": [all_rounded(ends) for ends in interval.per_threshold],
         },
+        "groups": [
+            {
+                "name": shown(name),
+                "classes": len(part.classes),
+                "mean": rounded(part.mean),
+                "mean_per_threshold": all_rounded(part.mean_per_threshold),
+            }
+            for name, part in groups.items()
+        ],
     }
 
 

@@ -111,6 +111,7 @@ def _precision(content: Mapping[str, Any]) -> list[str]:
     means = [precision["mean"], *precision["mean_per_threshold"]]
     ends = [interval["mean"], *interval["per_threshold"]]
     percent = f"{100 * interval['level']:g} %"
+    groups = ", and over those of each group (how many occur)" if precision["groups"] else ""
     return [
         '<section id="precision"><h2>Mean average precision</h2>',
         '<div class="wide"><table>',
@@ -120,11 +121,17 @@ def _precision(content: Mapping[str, Any]) -> list[str]:
             _row("td", [f"{percent} interval, {end}", *(_percent(interval[number]) for interval in ends)])
             for number, end in enumerate(("from", "to"))
         ),
+        *(_group(group) for group in precision["groups"]),
         "</table></div>",
-        '<p class="note">Mean over the classes. The interval comes from '
+        f'<p class="note">Mean over the classes{groups}. The interval comes from '
         f"{interval['draws']:,} draws of the videos with replacement (bootstrap): how far the score depends on which "
         "videos are in the set.</p></section>",
     ]
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    means = [group["mean"], *group["mean_per_threshold"]]
+    return _row("td", [f"{group['name']} ({group['classes']:,}), %", *(_percent(mean) for mean in means)])
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:

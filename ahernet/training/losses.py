@@ -90,8 +90,32 @@ def localization_losses(
         foreground = (assigned.kind == kernels.FOREGROUND).sum()
         shares = ranks.shares(torch.stack([foreground, torch.full_like(foreground, assigned.kind.numel())]))
         offset, overlap = offset * shares[0], overlap * shares[1]
+    if weights.overlap_anchors == "hard":
+        overlap = hard_overlap_loss(outputs.overlaps, assigned, ranks)
     proposal = weighted_proposal_loss(offset, overlap, weights)
     return Losses(weights.classification * classification + proposal, classification, offset, overlap)
+
+
+def hard_overlap_loss(overlaps: list[Tensor], assigned: kernels.Assignment, ranks: Ranks = ALONE) -> Tensor:
+    """Return L_ov (eq. 7) of foreground anchors and of hard background alone.
+
+    Hard are the background anchors of a video with the highest predicted overlap (ties: the lowest), one more than it
+    has foreground anchors: as many in a batch as the released code takes, but of every video its own, so that what a
+    video teaches does not depend on the others of its batch.
+
+    Args:
+        overlaps: (B, R, T_j) per scale, before the sigmoid.
+        assigned: of the same videos.
+        ranks: that have the other videos of the batch.
+    """
+    predicted = torch.cat([rearrange(scale, "b ratio cell -> b (cell ratio)") for scale in overlaps], dim=1)
+    predicted = _at_least_float32(predicted).sigmoid()
+    foreground, background = assigned.kind == kernels.FOREGROUND, assigned.kind == kernels.BACKGROUND
+    order = predicted.detach().where(background, -1.0).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    counted = foreground | (background & (rank <= foreground.sum(dim=1, keepdim=True)))
+    error = (predicted - assigned.tiou).square()
+    return error.where(counted, 0.0).sum() / ranks.sum(counted.sum()).clamp(min=1)
 
 
 def weighted_proposal_loss(offset: Tensor, overlap: Tensor, weights: LossConfig) -> Tensor:

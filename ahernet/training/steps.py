@@ -110,7 +110,8 @@ def step_losses(
     if phase == "generators":
         assert batch.foregrounds is not None
         assert batch.surroundings is not None
-        error = _contexts(networks, batch.surroundings, _resample(batch.foregrounds, config)).error(ranks)
+        learnt = _contexts(networks.generators, batch.surroundings, _resample(batch.foregrounds, config))
+        error = learnt.error(ranks)
         return {"context": StepLoss(error, {"context": error})}
     localizer = networks.localizer
     steps: dict[str, StepLoss] = {}
@@ -133,11 +134,28 @@ def step_losses(
     if config.method.moments == "localized" and moment is not None:
         contexts = None
         if batch.surroundings is not None and foreground is not None:
-            contexts = _contexts(networks, batch.surroundings, foreground)
-        video = _synthetic_video(networks, config, batch, moment, contexts, ranks)
+            contexts = _contexts(networks.generators, batch.surroundings, foreground)
+        video = _synthetic_video(networks.generators, config, batch, moment, contexts, ranks)
         own_weights = class_weights.select(rows.moments)
         steps |= _synthetic(networks, config, video, untrimmed, own_weights, contexts, ranks)
     return steps
+
+
+def synthetic_videos(
+    generators: ContextGenerators, config: Config, batch: IterationBatch
+) -> tuple[Tensor, GroundTruth]:
+    """Return what an iteration makes of its moments: whole videos (B, steps, D) with their ground truth.
+
+    Args:
+        generators: of context.
+        config: of a run that localizes moments.
+        batch: of a main iteration, which has moments.
+    """
+    assert batch.moments is not None
+    contexts = None
+    if batch.surroundings is not None and batch.foregrounds is not None:
+        contexts = _contexts(generators, batch.surroundings, _resample(batch.foregrounds, config))
+    return _synthetic_video(generators, config, batch, _resample(batch.moments, config), contexts, ALONE)
 
 
 def _see(
@@ -245,8 +263,8 @@ class _Contexts(NamedTuple):
         return one[source].where(has_any.any(), 0.0), two[source].where(has_any.any(), 0.0)
 
 
-def _contexts(networks: Networks, around: Surroundings, foreground: Tensor) -> _Contexts:
-    before, after = networks.generators(foreground)
+def _contexts(generators: ContextGenerators, around: Surroundings, foreground: Tensor) -> _Contexts:
+    before, after = generators(foreground)
     steps = before.shape[1]
     real_before = kernels.resample(around.before, around.before_offsets, steps)
     real_after = kernels.resample(around.after, around.after_offsets, steps)
@@ -254,7 +272,7 @@ def _contexts(networks: Networks, around: Surroundings, foreground: Tensor) -> _
 
 
 def _synthetic_video(
-    networks: Networks,
+    generators: ContextGenerators,
     config: Config,
     batch: IterationBatch,
     moment: Tensor,
@@ -272,7 +290,7 @@ def _synthetic_video(
     if contexts is not None and config.method.context == "background":
         before, after = contexts.background(config.training.batch_size, ranks)
     else:
-        before, after = networks.generators(moment)
+        before, after = generators(moment)
         if contexts is not None and config.method.real_residual:
             missed_before, missed_after = contexts.missed()
             before, after = before + missed_before, after + missed_after

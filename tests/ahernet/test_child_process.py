@@ -10,14 +10,23 @@ from pathlib import Path
 import pytest
 
 PARENT = """
-import sys, time
+import signal, time
 from os import getpid
 from ahernet.child_process import worker_pool
+
+def stop_as_training_does(word):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    print(word, end="", flush=True)
+    time.sleep(300)
 
 if __name__ == "__main__":
     with worker_pool(1) as pool:
         print(pool.submit(getpid).result(), flush=True)
-        pool.submit(time.sleep, 300).result()
+        tasks = [pool.submit(stop_as_training_does, word) for word in ("begun\\n", "", "")]
+        tasks[0].result()
 """
 
 
@@ -37,9 +46,12 @@ def test_a_worker_ends_when_its_parent_is_killed_or_interrupted(tmp_path, number
         [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as parent:
         worker = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "begun\n"
         assert _runs(worker)
         parent.send_signal(number)
-    patience = time.monotonic() + 30
-    while _runs(worker) and time.monotonic() < patience:
-        time.sleep(0.05)
-    assert not _runs(worker)
+        patience = time.monotonic() + 30
+        while _runs(worker) and time.monotonic() < patience:
+            time.sleep(0.05)
+        outlived = _runs(worker)
+        parent.kill()
+    assert not outlived

@@ -108,6 +108,10 @@ def test_an_empty_dictionary_is_the_paper_preset():
         ({"loss": {"class_cells": 10**5000}}, ["loss.class_cells: expected one of", "too long to write"]),
         ({"training": {"iterations": NESTED}}, ["training.iterations: expected an integer", "of type dict"]),
         ({"preset": NESTED}, ["preset: expected a name", "of type dict"]),
+        (
+            {"inference": {"suppression": "linear", "suppression_rank": "overlap"}},
+            ["inference.suppression_rank: overlap is for hard suppression, inference.suppression is linear"],
+        ),
         ({"inference": {"suppression": ["hard"]}}, ["inference.suppression: expected one of hard, linear"]),
     ],
 )

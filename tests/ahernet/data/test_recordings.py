@@ -89,6 +89,61 @@ def test_without_subjects_everything_is_for_training(tmp_path):
     assert {video.subset for video in read_annotations(tmp_path / "a.json").videos.values()} == {"training"}
 
 
+def three_runs(**changes: object) -> dict[str, object]:
+    """Segments of recording one: a, b, c, c, a; recording two shows b."""
+    return {
+        "seg_rec": np.array([0, 0, 0, 0, 0, 1], np.int32),
+        "seg_start": np.array([1.0, 4.0, 9.0, 13.0, 17.0, 2.0]),
+        "seg_end": np.array([3.0, 6.0, 12.0, 15.0, 19.0, 10.0]),
+        "seg_class": np.array([0, 1, 2, 2, 0, 1], np.int16),
+        "class_names": np.array(["a", "b", "c"]),
+        **changes,
+    }
+
+
+def test_cut_by_groups_keeps_some_classes_apart_from_the_others(tmp_path):
+    convert(tmp_path, write(tmp_path, **three_runs()), stride=2, cut="groups", apart=["c"])
+    videos = read_annotations(tmp_path / "a.json").videos
+    assert {name: video.labels for name, video in videos.items()} == {
+        "one_others": ("a", "b"),
+        "one_apart": ("c", "c"),
+        "one_others_2": ("a",),
+        "two_others": ("b",),
+    }
+    assert [video.duration for video in videos.values()] == pytest.approx([7.6, 8.4, 4.0, 10.4])  # cut at 7.5 and 16 s
+    np.testing.assert_allclose(videos["one_apart"].segments, [[1.4, 4.4], [5.4, 7.4]])
+
+
+def test_classes_that_are_background_leave_no_trace(tmp_path):
+    report = convert(tmp_path, write(tmp_path, **three_runs()), cut="classes", background=["a", "c"])
+    videos = read_annotations(tmp_path / "a.json").videos
+    assert {name: video.labels for name, video in videos.items()} == {"one_b": ("b",), "two_b": ("b",)}
+    assert report.instances == 2
+    assert videos["one_b"].duration == pytest.approx(20.0)
+
+
+def test_a_share_of_the_recordings_trains_and_is_always_the_same(tmp_path):
+    count = 40
+    path = write(
+        tmp_path,
+        x=np.zeros((10 * count, 3), np.int16),
+        rec_offset=np.arange(0, 10 * count + 1, 10),
+        rec_id=np.array([f"r{k}" for k in range(count)]),
+        subject=np.ones(count, np.int16),
+        seg_rec=np.arange(count),
+        seg_start=np.full(count, 0.2),
+        seg_end=np.full(count, 0.6),
+        seg_class=np.arange(count) % 2,
+    )
+    convert(tmp_path, path, cut="none", training_share=0.75)
+    first = (tmp_path / "a.json").read_bytes()
+    subsets = [video.subset for video in read_annotations(tmp_path / "a.json").videos.values()]
+    assert subsets.count("training") == 30
+    assert subsets[:30] != ["training"] * 30  # neighbours are alike, so that the last ones would be no fair sample
+    convert(tmp_path, path, cut="none", training_share=0.75)
+    assert (tmp_path / "a.json").read_bytes() == first
+
+
 @given(
     st.integers(1, 60),
     st.integers(1, 9),
@@ -202,7 +257,14 @@ def test_bad_options_are_refused(tmp_path):
     path = write(tmp_path)
     for options, message in [
         ({"stride": 0}, "window and stride"),
-        ({"cut": "half"}, "cut: expected none or classes"),
+        ({"cut": "half"}, "cut: expected none or classes or groups"),
+        ({"cut": "groups"}, "apart: expected names of classes with cut groups"),
+        ({"apart": ["a"]}, "apart: expected names of classes with cut groups, and none without"),
+        ({"cut": "groups", "apart": ["aa"]}, "apart: class 'aa' does not occur; did you mean 'a'?"),
+        ({"background": ["x"]}, "background: class 'x' does not occur; it has a, b"),
+        ({"background": ["a", "b"]}, "background: no segment of another class is left"),
+        ({"training_subjects": "1", "training_share": 0.5}, "training_subjects or training_share, not both"),
+        ({"training_share": 1.0}, "training_share: expected a number between 0 and 1, got 1"),
         ({"training_subjects": "3-5"}, "none of '3-5' .* has 1, 7"),
         ({"stride": 150}, "closer than the stride"),
     ]:

@@ -4,12 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from ahernet import timelines
+from ahernet.checkpoint import load_checkpoint
 from ahernet.commands.experiments import FIGURES as OFFERED
 from ahernet.config import config_from_dict, with_run
 from ahernet.data.annotations import VideoAnnotations
 from ahernet.errors import UserError
-from ahernet.experiments import figures, layers
+from ahernet.experiments import embedding, figures, layers
 from ahernet.experiments.embedding import KINDS, principal_components, told_apart
 from ahernet.experiments.figures import FIGURES, measured, run_figure
 from ahernet.experiments.runner import Unit, trained_unit
@@ -91,6 +94,35 @@ def test_timelines_hold_the_best_of_both_runs_and_are_drawn(networks, setting, t
     drawn = {path.stem for path in (tmp_path / "timelines" / "seed-0").glob("*.png")}
     assert drawn == {video["video"] for video in videos}
     assert len(FIGURES["timelines"].text(result).splitlines()) == 1 + len(videos)
+
+
+def test_the_head_of_timelines_counts_instances_once_and_detections_by_run(tmp_path, monkeypatch):
+    instances = [{"segment": [1.0, 2.0], "label": label} for label in ("a", "b", "a")]
+    counts = {"aher": 2, "aher-": 1}
+    found = {run: [{"segment": [1.0, 2.0], "label": "a", "score": 0.5}] * count for run, count in counts.items()}
+    video = {"video": "v", "duration": 9.0, "instances": instances, "found": found}
+    subtitles = []
+    monkeypatch.setattr(timelines, "_figure", lambda picture: subtitles.append(picture.subtitle) or Figure())
+    FIGURES["timelines"].draw({"source": "s", "results": [{"seed": 0, "videos": [video]}]}, tmp_path / "t.png")
+    assert subtitles == ["3 instances of 2 classes  ·  aher: 2 detections  ·  aher-: 1 detection"]
+
+
+def test_an_embedding_adds_the_residual_of_real_background_where_training_does(networks, setting):
+    checkpoint = load_checkpoint(networks["aher"])
+    generators = embedding._generators(networks["aher"], checkpoint.config)
+    with torch.inference_mode():
+        (inside, without), (_, added) = (
+            embedding._synthetic_cells(with_residual(checkpoint, residual), generators, setting, 0)
+            for residual in (False, True)
+        )
+    assert without.shape == added.shape
+    assert not np.allclose(without, added)
+    assert len(inside) > 0
+
+
+def with_residual(checkpoint, residual):
+    config = checkpoint.config
+    return replace(checkpoint, config=replace(config, method=replace(config.method, real_residual=residual)))
 
 
 @pytest.mark.parametrize("sklearn", [False, True])

@@ -239,7 +239,7 @@ def test_the_command_writes_a_setting_and_says_what_is_in_it(plan, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["runs", "--setting", "s.toml", "--recordings", "r.npz"], "--setting or --recordings, not both"),
+        (["runs", "--setting", "s.toml", "--recordings", "r.npz"], "s.toml: cannot read the setting"),
         (["layers", "--rows", "aher"], "--rows: layers is a figure and has none"),
         (["runs", "--setting", "absent.toml"], "absent.toml: cannot read the setting"),
     ],

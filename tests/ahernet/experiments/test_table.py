@@ -20,6 +20,7 @@ from ahernet.experiments.table import (
     PAPER_K600,
     PAPER_RUNS,
     PAPER_TRANSFERS,
+    RELEASED,
     SHARES,
     format_table,
     run_table,
@@ -55,7 +56,9 @@ def test_rows_are_the_runs_and_the_transfer_variants_of_the_paper():
     assert list(variants) == list(PAPER_TRANSFERS)
     assert len({(row.model.transfer_layers, row.model.transfer_activation) for row in variants.values()}) == 7
     assert all(row.method == table_configs("runs", CONFIG)["aher"].method for row in variants.values())
-    with pytest.raises(UserError, match="table: expected one of runs, transfer, k600, shares, departures, got 'three'"):
+    with pytest.raises(
+        UserError, match="table: expected one of runs, transfer, k600, shares, departures, released, got 'three'"
+    ):
         table_configs("three", CONFIG)
 
 
@@ -77,6 +80,19 @@ def test_departures_are_all_that_the_preset_decides_otherwise_than_the_paper():
     clipped = replace(paper.training, gradient_clip=tuned.training.gradient_clip)  # changes no result worth a row
     sigma = replace(paper.inference, sigma=tuned.inference.sigma)
     assert undone == replace(paper, training=clipped, inference=sigma)
+
+
+def test_choices_of_the_released_code_are_made_one_by_one():
+    rows = table_configs("released", preset("tuned"))
+    tuned = rows["aher"]
+    assert tuned == with_run(preset("tuned"), "aher")
+    for name, changes in RELEASED.items():
+        for section, values in changes.items():
+            changed = replace(tuned, **{section: replace(getattr(tuned, section), **values)})
+            assert rows[name] == changed != tuned
+    together = rows["all of them"]
+    assert (together.inference.class_score, together.inference.suppression_rank) == ("video", "overlap")
+    assert together.loss.overlap_anchors == "hard"
 
 
 def test_a_table_has_every_run_with_every_seed_and_its_settings(source, tmp_path):

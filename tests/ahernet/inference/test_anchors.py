@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import ahernet_kernels as kernels
 import pytest
 import torch
@@ -33,8 +35,15 @@ def _naive(localizer, config, sequence, class_rows=(0, 1, 2)):
         elif config.class_score == "segment":
             probability, label = _shown(finest, start, end).softmax(dim=0).max(dim=0)
         score = probability * outputs.overlaps[j][0, r, t].sigmoid()
-        candidates.append(((start, end), score.item(), label.item()))
-    return suppressed(candidates, config)
+        overlap = outputs.overlaps[j][0, r, t].sigmoid().item()
+        candidates.append(((start, end), score.item(), label.item(), overlap))
+    if config.suppression_rank == "overlap":
+        scores = {(segment, overlap): score for segment, score, _, overlap in candidates}
+        ranked = [(segment, overlap, label) for segment, _, label, overlap in candidates]
+        by_overlap = suppressed(ranked, replace(config, minimum_score=0.0))
+        kept = [(segment, scores[segment, overlap], label) for segment, overlap, label in by_overlap]
+        return sorted((k for k in kept if k[1] > config.minimum_score), key=lambda k: -k[1])
+    return suppressed([candidate[:3] for candidate in candidates], config)
 
 
 def _shown(cells, start, end):
@@ -54,6 +63,9 @@ def _shown(cells, start, end):
         InferenceConfig(class_score="product", nms_threshold=0.5, class_aware=False),
         InferenceConfig(top_k_before=40, nms_threshold=0.7, top_k=7),
         InferenceConfig(minimum_score=0.3, top_k=765),
+        InferenceConfig(suppression_rank="overlap", nms_threshold=0.5, top_k=9),
+        InferenceConfig(suppression_rank="overlap", nms_threshold=0.5, class_aware=False, class_score="segment"),
+        InferenceConfig(suppression_rank="overlap", nms_threshold=0.5, class_score="product", minimum_score=0.2),
     ],
 )
 def test_detections_equal_a_box_by_box_form(localizer, batch, config):
@@ -62,6 +74,21 @@ def test_detections_equal_a_box_by_box_form(localizer, batch, config):
         rows = batch[0][batch[1][b] : batch[1][b + 1]]
         sequence = kernels.resample(rows, torch.tensor([0, len(rows)]), 512)
         assert_found(found, b, _naive(localizer, config, sequence))
+
+
+def test_suppression_by_overlap_is_another_one_than_by_score(localizer, batch):
+    score, overlap = (
+        AnchorStep(localizer, InferenceConfig(suppression_rank=rank, nms_threshold=0.5))(*batch)
+        for rank in ("score", "overlap")
+    )
+    assert not torch.equal(score.segments, overlap.segments)
+    # With one label for all anchors of a video score and overlap have the same order.
+    score, overlap = (
+        AnchorStep(localizer, InferenceConfig(suppression_rank=rank, class_score="video"))(*batch)
+        for rank in ("score", "overlap")
+    )
+    assert torch.equal(score.segments, overlap.segments)
+    assert torch.equal(score.scores, overlap.scores)
 
 
 @pytest.mark.parametrize("suppression", ["linear", "gaussian"])

@@ -20,6 +20,7 @@ from ahernet.training.losses import (
     cell_labels,
     class_loss,
     context_loss,
+    hard_overlap_loss,
     localization_losses,
     segment_loss,
 )
@@ -401,3 +402,44 @@ def test_foreground_and_background_lie_strictly_beyond_their_thresholds(foregrou
     assigned = assign_anchors(ANCHORS, GROUND_TRUTH, AssignmentConfig(foreground, background))
     assert torch.equal(assigned.kind == kernels.FOREGROUND, assigned.tiou > foreground)
     assert torch.equal(assigned.kind == kernels.BACKGROUND, assigned.tiou < background)
+
+
+# --- hard background --------------------------------------------------------------------------------------------
+
+
+def _hard_naive(overlaps, assigned):
+    """L_ov of foreground and the hardest background, video by video and anchor by anchor, in float64."""
+    terms = []
+    for b in range(len(assigned.kind)):
+        predicted = [x[b, r, t].double().sigmoid() for x in overlaps for t in range(x.shape[2]) for r in range(3)]
+        foreground = [k for k in range(len(ANCHORS)) if assigned.kind[b, k] == kernels.FOREGROUND]
+        background = [k for k in range(len(ANCHORS)) if assigned.kind[b, k] == kernels.BACKGROUND]
+        hardest = sorted(background, key=lambda k: -predicted[k])[: len(foreground) + 1]
+        terms += [(predicted[k] - assigned.tiou[b, k]) ** 2 for k in foreground + hardest]
+    return sum(terms) / len(terms)
+
+
+def test_hard_background_is_that_of_highest_predicted_overlap_in_each_video():
+    assigned = assign_anchors(ANCHORS, GROUND_TRUTH, AssignmentConfig(0.5, 0.3, True))
+    mine, naive = _outputs(requires_grad=True), _outputs(requires_grad=True)
+    loss, expected = hard_overlap_loss(mine.overlaps, assigned), _hard_naive(naive.overlaps, assigned)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-9)
+    loss.backward()
+    expected.backward()
+    for got, wanted in zip(mine.overlaps, naive.overlaps, strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-8)
+    untouched = sum(int((scale.grad == 0).sum()) for scale in mine.overlaps)
+    assert untouched > len(ANCHORS)  # most background is not hard
+
+
+def test_hard_background_takes_the_place_of_all_anchors_in_the_loss():
+    assignment = AssignmentConfig(0.6, 0.3, True)
+    everything, hard = (
+        _losses(_outputs(), GROUND_TRUTH, assignment, LossConfig(overlap=2.0, overlap_anchors=anchors))
+        for anchors in ("all", "hard")
+    )
+    assigned = assign_anchors(ANCHORS, GROUND_TRUTH, assignment)
+    assert hard.overlap == hard_overlap_loss(_outputs().overlaps, assigned)
+    assert hard.overlap != everything.overlap
+    assert torch.equal(hard.offset, everything.offset)
+    torch.testing.assert_close(hard.total - everything.total, 2 * (hard.overlap - everything.overlap))

@@ -22,7 +22,14 @@ from ahernet.model.segment_classifier import pool_segments, segment_logits
 from ahernet.training import take_steps, trainer
 from ahernet.training.iteration_batches import IterationBatch, Phase, Placement, phase_of, read_iteration
 from ahernet.training.losses import GroundTruth, assign_anchors, localization_losses
-from ahernet.training.steps import CHANGES, ClassRows, Networks, step_losses, synthetic_ground_truth
+from ahernet.training.steps import (
+    CHANGES,
+    ClassRows,
+    Networks,
+    step_losses,
+    synthetic_ground_truth,
+    synthetic_videos,
+)
 from ahernet.training.training_data import TrainingData, build_training_data
 from ahernet.training.training_state import start_or_resume
 
@@ -630,6 +637,16 @@ def test_real_background_surrounds_moments_where_that_is_their_context(world):
         torch.stack([after[b] if has_after[b] else before[b] for b in range(BATCH)]),
     )
     _, _, losses = _synthetic(setting, contexts)
+    terms = setting.losses()["synthetic"].terms
+    for term in ("classification", "offset", "overlap"):
+        _close(terms[f"synthetic_{term}"], getattr(losses, term))
+
+
+@pytest.mark.parametrize("changes", [{}, {"real_residual": True}])
+def test_synthetic_videos_are_what_the_steps_learn_from(world, changes):
+    setting = _setting(world, "aher", method={"minimum_share": 0.3, **changes})
+    sequence, truth = synthetic_videos(setting.networks.generators, setting.config, setting.batch)
+    _, _, losses = _localized(setting, sequence, truth, setting.rows.moments)
     terms = setting.losses()["synthetic"].terms
     for term in ("classification", "offset", "overlap"):
         _close(terms[f"synthetic_{term}"], getattr(losses, term))
