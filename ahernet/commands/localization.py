@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +15,13 @@ from ahernet.commands.command import (
     add_annotation_options,
     add_classes,
     add_device,
+    add_log,
     classes_of,
     read_annotations_of,
 )
 from ahernet.config import Config, InferenceConfig
 from ahernet.errors import UserError
+from ahernet.event_log import say_result, warn
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _add_localize(parser: ArgumentParser) -> None:
         "(default: stop)",
     )
     add_device(parser)
+    add_log(parser)
     parser.add_argument("--batch-size", type=int, metavar="VIDEOS", help="the same as --inference.batch_size")
     parser.add_argument(
         "--shard-videos", type=int, metavar="VIDEOS", help=f"videos of a shard in a folder (default: {SHARD_VIDEOS:,})"
@@ -132,7 +134,13 @@ def _localize_into_file(parsed: Namespace) -> None:
             on_error=parsed.on_error,
         )
     write_shard(parsed.out, detections)
-    print(f"{parsed.out}: {len(detections):,} detections in {len(detections.video_ids):,} videos")
+    videos = len(detections.video_ids)
+    say_result(
+        f"{parsed.out}: {len(detections):,} detections in {videos:,} videos",
+        out=parsed.out,
+        detections=len(detections),
+        videos=videos,
+    )
 
 
 def _localize_into_folder(parsed: Namespace) -> None:
@@ -172,10 +180,16 @@ def _localize_into_folder(parsed: Namespace) -> None:
         engine=on_ray if parsed.engine == "ray" else None,
     )
     if result.without_features:
-        print(_without_features(len(durations or ()), result.without_features), file=sys.stderr)
+        warn(_without_features(len(durations or ()), result.without_features))
     if result.skipped:
-        print(f"left out {result.skipped:,} videos, listed in part-*.skipped.json", file=sys.stderr)
-    print(f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos")
+        warn(f"left out {result.skipped:,} videos, listed in part-*.skipped.json")
+    say_result(
+        f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos",
+        out=parsed.out,
+        shards=result.shards,
+        videos=result.videos,
+        skipped=result.skipped,
+    )
 
 
 def _devices(device: str) -> int:
@@ -229,7 +243,7 @@ def _videos_with_features(annotations: "Annotations", available: Sequence[str]) 
     if not found:
         raise UserError(f"{annotations.source}: the archive has features of none of {len(missing):,} videos")
     if missing:
-        print(_without_features(len(annotations.videos), missing), file=sys.stderr)
+        warn(_without_features(len(annotations.videos), missing))
     return found
 
 
@@ -345,13 +359,13 @@ def of_subset(detections: "Detections", annotations: "Annotations", selected: "A
     others = {found for own, found in pairs.items() if own not in selected.videos}
     keep = np.array([video_id not in others for video_id in detections.video_ids], dtype=bool)
     if others:
-        print(f"left out {len(others):,} detected videos of other subsets", file=sys.stderr)
+        warn(f"left out {len(others):,} detected videos of other subsets")
     absent = set(annotations.classes()) - set(selected.classes())
     is_scored = np.array([name not in absent for name in detections.classes], dtype=bool)
     rows = keep[detections.video] & is_scored[detections.label]
     left = int((keep[detections.video] & ~is_scored[detections.label]).sum())
     if left:
-        print(f"left out {left:,} detections of classes that only other subsets have", file=sys.stderr)
+        warn(f"left out {left:,} detections of classes that only other subsets have")
     return Detections(
         video_ids=tuple(video_id for video_id in detections.video_ids if video_id not in others),
         classes=detections.classes,

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_journal import remove_leftovers
 from ahernet.data.archive_set import MANIFEST_NAME, write_manifest
@@ -30,6 +28,7 @@ from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, Outcom
 from ahernet.extraction.network import Arithmetic, ClipNetwork
 from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.files import BusyFolder, make_own_folder, replace_when_complete, write_once
+from ahernet.progress import ProgressBar
 from ahernet.ray_tasks import Do, run_on_ray
 
 JOB_NAME = "extraction.json"
@@ -110,7 +109,7 @@ def extract_parts(job: PartsJob, *, engine: Engine = "local", actors: int = 1, p
     maker.compare()
     pending = [number for number in range(count_parts(job)) if not is_made(job, number)]
     done = count_parts(job) - len(pending)
-    with tqdm(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
+    with ProgressBar(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
         if engine == "ray" and pending:
             finished = run_on_ray(_actor, (job, pending), len(pending), min(actors, len(pending)), job.device == "auto")
             for _ in finished:
