@@ -120,7 +120,7 @@ def prepare(folder: Path) -> None:
 
 def _train(folder: Path, out: Path) -> list[str]:
     data = [str(folder / "archive.h5"), str(folder / "annotations.json"), "--subset", "training"]
-    length = ["--training.iterations", "80", "--training.checkpoint_every", "4", "--training.batch_size", "4"]
+    length = ["--training.iterations", "40", "--training.checkpoint_every", "4", "--training.batch_size", "4"]
     return ["train", *data, "--out", str(out), "--preset", "tiny", "--device", "cpu", "--resume", *SMALL, *length]
 
 
