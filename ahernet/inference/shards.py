@@ -34,7 +34,7 @@ from ahernet.data.archive_set import archive_files
 from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
 from ahernet.device import cpu_threads
 from ahernet.errors import UserError
-from ahernet.files import make_own_folder, replace_when_complete
+from ahernet.files import make_own_folder, remove_copies, replace_when_complete
 from ahernet.inference.localize import progress_bar
 from ahernet.inference.ready import OnError, ReadyLocalizer
 from ahernet.progress import ProgressBar
@@ -144,6 +144,7 @@ def localize_shards(
         if pending:
             (engine or on_this_machine)(job, pending, device, processes, bar)
     (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
+    remove_copies(job.folder / MANIFEST_NAME)
     skipped = sum(len(json.loads(shard.skipped_path.read_bytes())) for shard in shards if shard.skipped_path.exists())
     return ShardedResult(len(shards), _videos(shards), skipped, without_features)
 
