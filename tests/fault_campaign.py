@@ -281,8 +281,9 @@ class _Campaign:
         return self.folder / f"{out.name}.log"
 
     def _check_log(self, out: Path) -> None:
-        for line in self._log(out).read_bytes().splitlines():
-            json.loads(line)
+        if self._log(out).exists():  # not, where a kill came before the first line
+            for line in self._log(out).read_bytes().splitlines():
+                json.loads(line)
 
     def _compare(self, out: Path) -> None:
         found = self.job.compare(out)
