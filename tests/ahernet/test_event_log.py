@@ -245,3 +245,13 @@ def test_bars_and_messages_go_through_one_place_each():
         if isinstance(node, ast.Call) and ast.unparse(node).startswith("print(") and "sys.stderr" in ast.unparse(node)
     }
     assert prints == {"event_log.py", "cli.py", "shards.py"}
+
+
+def test_a_child_that_dies_while_it_draws_a_bar_does_not_stop_its_parent():
+    child = os.fork()
+    if not child:
+        ProgressBar.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ProgressBar.get_lock().acquire(blocking=False)
+    ProgressBar.get_lock().release()
