@@ -39,6 +39,9 @@ TEST = [
     "pytest-xdist>=3.6,<4",  # the test jobs use every core
     "hypothesis>=6.100,<7",  # property tests of kernels against references
 ]
+FUZZ = [
+    "atheris>=3; platform_system == 'Linux'",  # tests/fuzz.py: inputs for the readers, guided by what they reach
+]
 LINT = [
     "ruff>=0.12",
     "mypy>=1.15",
@@ -79,6 +82,7 @@ setup(
         "figures": FIGURES,
         "bench": BENCH,
         "test": TEST,
+        "fuzz": FUZZ,
         "lint": LINT,
     },
     entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},

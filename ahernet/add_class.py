@@ -13,7 +13,6 @@ import ahernet_kernels as kernels
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ahernet.checkpoint import Checkpoint
 from ahernet.data.archive import FeatureArchive
@@ -25,6 +24,7 @@ from ahernet.model.heads import ClassWeights
 from ahernet.model.localizer import Localizer
 from ahernet.model.segment_classifier import FeatureStatistics, SegmentClassifier, pool_segments
 from ahernet.prefetch import read_ahead
+from ahernet.progress import ProgressBar
 
 # Segments drawn for each old class. Means alone do as well where classes are far apart; where they overlap the
 # new class then takes more of the old ones' segments (29 % instead of 26 % in a noisy rendered world).
@@ -113,7 +113,7 @@ def _moment_features(checkpoint: Checkpoint, moments: FeatureArchive, device: st
     with (
         launches_on(where),
         read_ahead(read, range(0, len(moments), size)) as batches,
-        tqdm(total=len(moments), desc="add class", unit="moments", smoothing=0, disable=not progress) as bar,
+        ProgressBar(total=len(moments), desc="add class", unit="moments", smoothing=0, disable=not progress) as bar,
     ):
         for first, (rows, offsets) in batches:
             sequence = kernels.resample(rows.to(where), offsets.to(where), checkpoint.config.model.moment_steps)

@@ -14,15 +14,17 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from ahernet import __version__
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
 from ahernet.errors import UserError
+from ahernet.event_log import log_to
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -67,9 +69,21 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(_explain(str(error), arguments)) from error
     except OverflowError as error:
         raise UserError("a number on the command line is too large") from error
-    COMMANDS[parsed.subcommand].run(parsed[parsed.subcommand])
+    name, given = parsed.subcommand, parsed[parsed.subcommand]
+    with log_to(_log_of(given), name, arguments):
+        COMMANDS[name].run(given)
     sys.stdout.flush()
     return 0
+
+
+def _log_of(given: Namespace) -> Path | None:
+    """Return the log that a command was given; of several processes of torchrun the first one alone writes it."""
+    path: Path | None = given.get("log_json")
+    if path is not None:
+        from ahernet.training.ranks import is_first_process
+
+        path = path if is_first_process() else None
+    return path
 
 
 @contextmanager

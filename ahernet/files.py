@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from urllib.parse import quote
 from ahernet.errors import UserError
 
 MAX_NAME_BYTES = 120
+SHOWN_NAME = 40  # characters of a file's name in that of its unfinished copy
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
     check_output_file(path)
     path = path.resolve()
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:SHOWN_NAME]}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot write there ({error.strerror})") from error
     os.close(handle)
@@ -54,8 +56,9 @@ def write_once(path: Path, text: str) -> bool:
     """
     if path.exists():
         return False
+    prefix = f".{path.name[:SHOWN_NAME]}."
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as temporary:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=prefix, suffix=".tmp") as temporary:
             temporary.write(text)
             temporary.flush()
             os.fsync(temporary.fileno())
@@ -65,8 +68,22 @@ def write_once(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.exists():
+            return False  # written by another process, which then removed what was left of others: `remove_copies`
         raise UserError(f"{path}: cannot write ({error.strerror})") from error
     return True
+
+
+def remove_copies(path: Path) -> None:
+    """Remove what killed calls of `replace_when_complete` and `write_once` left of a file.
+
+    Calls of `replace_when_complete` that are at work fail by it: whoever else may write the file must be kept out.
+    """
+    path = path.resolve()
+    name = re.compile(re.escape(f".{path.name[:SHOWN_NAME]}.") + r"[a-z0-9_]{8}\.tmp")
+    for found in path.parent.glob(".*.tmp"):
+        if name.fullmatch(found.name):
+            found.unlink(missing_ok=True)
 
 
 def check_output_file(path: Path) -> None:
@@ -133,6 +150,27 @@ def claim_folder(path: Path) -> Iterator[None]:
             raise BusyFolder(f"{path}: another process has just removed it, try again")
         for left in path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for the existing folder `path`.
+
+    Raises:
+        UserError: the folder cannot be locked.
+    """
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{path}: cannot open this folder ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"{path}: cannot lock this folder ({error.strerror})") from error
         yield
     finally:
         os.close(folder)

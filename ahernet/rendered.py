@@ -39,11 +39,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ahernet.data.annotations import Annotations, VideoAnnotations, write_annotations
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.files import make_folder
+from ahernet.progress import ProgressBar
 
 FOURIER_FEATURES = 24  # terms of one background process: few enough to be fast, many enough to look random
 MIN_GAP_SECONDS = 1.0  # between instances; a gap gets a decoy from three times this on
@@ -261,7 +261,7 @@ def write_rendered(
     """
     videos = render_annotations(config, with_durations(config, annotations))
     with _rendered_archive(archive, config) as writer:
-        for video in tqdm(videos, "render", len(annotations.videos), unit="video", disable=not progress):
+        for video in ProgressBar(videos, "render", len(annotations.videos), unit="video", disable=not progress):
             writer.add(video.video_id, video.features, video.duration)
 
 

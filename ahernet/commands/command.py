@@ -60,6 +60,16 @@ def add_device(parser: ArgumentParser) -> None:
     )
 
 
+def add_log(parser: ArgumentParser) -> None:
+    """Add `--log-json`, which the command line obeys for every command that has it."""
+    parser.add_argument(
+        "--log-json",
+        type=Path,
+        metavar="FILE",
+        help="append progress, warnings, errors and results to this file, one JSON object a line",
+    )
+
+
 def add_classes(parser: ArgumentParser, meaning: str) -> None:
     """Add `--classes`, a file of class names."""
     parser.add_argument("--classes", type=Path, metavar="FILE", help=f"class names, one a line: {meaning}")

@@ -9,10 +9,12 @@ from ahernet.commands.command import (
     add_annotation_options,
     add_categories,
     add_classes,
+    add_log,
     classes_of,
     read_annotations_of,
 )
 from ahernet.errors import UserError
+from ahernet.event_log import say_result
 from ahernet.files import make_folder
 
 
@@ -41,6 +43,7 @@ def _add_import(parser: ArgumentParser) -> None:
         default="stop",
         help="what to do with a bad video: stop, or skip and list it (default: stop)",
     )
+    add_log(parser)
 
 
 def _run_import(parsed: Namespace) -> None:
@@ -59,7 +62,7 @@ def _run_import(parsed: Namespace) -> None:
         origin=parsed.origin,
         on_error=parsed.on_error,
     )
-    print(report)
+    say_result(str(report), out=report.path, videos=report.videos, rows=report.rows, skipped=report.skipped)
 
 
 def _add_import_recordings(parser: ArgumentParser) -> None:

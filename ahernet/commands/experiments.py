@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from ahernet.command_settings import SECTIONS, add_settings, given_settings, with_settings
-from ahernet.commands.command import Command
+from ahernet.commands.command import Command, add_log
 from ahernet.config import preset
 from ahernet.errors import UserError
+from ahernet.event_log import say_result
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _add_experiment(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="NUMBER", help="seeds and class splits (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, metavar="NUMBER", help="runs at the same time (default: 1)")
     parser.add_argument("--preset", default="tiny", metavar="NAME", help="settings to start from (default: tiny)")
+    add_log(parser)
     add_settings(parser, list(SECTIONS))
 
 
@@ -77,7 +79,7 @@ def _run_experiment(parsed: Namespace) -> None:
     with replace_when_complete(out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, out.with_suffix(".png"))
-    print(text)
+    say_result(text, out=out)
 
 
 def _data_of(parsed: Namespace) -> "Data":

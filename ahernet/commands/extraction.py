@@ -1,12 +1,12 @@
 """The command `extract`."""
 
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ahernet.commands.command import Command, add_device
+from ahernet.commands.command import Command, add_device, add_log
 from ahernet.errors import UserError
+from ahernet.event_log import say_result, warn
 from ahernet.files import check_output_file, make_folder
 
 CPU_BATCH, GPU_BATCH = 8, 64
@@ -61,6 +61,7 @@ def _add_extract(parser: ArgumentParser) -> None:
         help="what to do with a video that is of no use: stop, or skip and list it (default: stop)",
     )
     add_device(parser)
+    add_log(parser)
     parser.add_argument(
         "--part-videos", type=int, metavar="VIDEOS", help=f"of an archive in a folder (default: {PART_VIDEOS})"
     )
@@ -97,10 +98,9 @@ def _run_extract(parsed: Namespace) -> None:
 
     backbone = find_backbone(parsed.backbone)
     if parsed.weights is None:
-        print(
+        warn(
             f"extract: without --weights {backbone.name} is initialised at random (always the same): "
-            "its features are for testing the pipeline only",
-            file=sys.stderr,
+            "its features are for testing the pipeline only"
         )
     settings = ExtractionSettings(
         clip_stride=parsed.clip_stride,
@@ -122,12 +122,23 @@ def _run_extract(parsed: Namespace) -> None:
             settings,
             parsed.part_videos or PART_VIDEOS,
         )
-        print(extract_parts(job, engine=parsed.engine or "local", actors=parsed.actors or 1))
+        parts = extract_parts(job, engine=parsed.engine or "local", actors=parsed.actors or 1)
+        say_result(
+            str(parts), out=parts.folder, videos=parts.videos, missing=parts.missing, unfinished=parts.unfinished
+        )
     else:
         decoder = PyAVDecoder(decode_on)
         network = ClipNetwork(backbone, parsed.weights, parsed.device, parsed.arithmetic)
         make_folder(parsed.out.parent)
-        print(extract(videos, parsed.out, network, decoder, settings))
+        report = extract(videos, parsed.out, network, decoder, settings)
+        say_result(
+            str(report),
+            out=report.path,
+            videos=report.videos,
+            rows=report.rows,
+            remarks=report.remarks,
+            skipped=report.skipped,
+        )
 
 
 COMMANDS = {

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +16,14 @@ from ahernet.commands.command import (
     add_classes,
     add_device,
     add_groups,
+    add_log,
     classes_of,
     groups_of,
     read_annotations_of,
 )
 from ahernet.config import Config, InferenceConfig
 from ahernet.errors import UserError
+from ahernet.event_log import say_result, warn
 from ahernet.files import check_output_file, make_folder, replace_when_complete
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def _add_localize(parser: ArgumentParser) -> None:
         "(default: stop)",
     )
     add_device(parser)
+    add_log(parser)
     parser.add_argument("--batch-size", type=int, metavar="VIDEOS", help="the same as --inference.batch_size")
     parser.add_argument(
         "--shard-videos", type=int, metavar="VIDEOS", help=f"videos of a shard in a folder (default: {SHARD_VIDEOS:,})"
@@ -134,7 +136,13 @@ def _localize_into_file(parsed: Namespace) -> None:
             on_error=parsed.on_error,
         )
     write_shard(parsed.out, detections)
-    print(f"{parsed.out}: {len(detections):,} detections in {len(detections.video_ids):,} videos")
+    videos = len(detections.video_ids)
+    say_result(
+        f"{parsed.out}: {len(detections):,} detections in {videos:,} videos",
+        out=parsed.out,
+        detections=len(detections),
+        videos=videos,
+    )
 
 
 def _localize_into_folder(parsed: Namespace) -> None:
@@ -174,10 +182,16 @@ def _localize_into_folder(parsed: Namespace) -> None:
         engine=on_ray if parsed.engine == "ray" else None,
     )
     if result.without_features:
-        print(_without_features(len(durations or ()), result.without_features), file=sys.stderr)
+        warn(_without_features(len(durations or ()), result.without_features))
     if result.skipped:
-        print(f"left out {result.skipped:,} videos, listed in part-*.skipped.json", file=sys.stderr)
-    print(f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos")
+        warn(f"left out {result.skipped:,} videos, listed in part-*.skipped.json")
+    say_result(
+        f"{parsed.out}: {result.shards:,} shards of {result.videos:,} videos",
+        out=parsed.out,
+        shards=result.shards,
+        videos=result.videos,
+        skipped=result.skipped,
+    )
 
 
 def _devices(device: str) -> int:
@@ -207,9 +221,11 @@ def read_thresholds(path: Path | None) -> dict[str, float]:
     """
     if path is None:
         return {}
+    from ahernet.data.bounded_read import read_up_to
+
     try:
         with path.open(encoding="utf-8-sig") as file:
-            content = json.loads(file.read(MAX_THRESHOLD_CHARACTERS))
+            content = json.loads(read_up_to(file.read, MAX_THRESHOLD_CHARACTERS))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -231,7 +247,7 @@ def _videos_with_features(annotations: "Annotations", available: Sequence[str]) 
     if not found:
         raise UserError(f"{annotations.source}: the archive has features of none of {len(missing):,} videos")
     if missing:
-        print(_without_features(len(annotations.videos), missing), file=sys.stderr)
+        warn(_without_features(len(annotations.videos), missing))
     return found
 
 
@@ -326,13 +342,13 @@ def of_subset(detections: "Detections", annotations: "Annotations", selected: "A
     others = {found for own, found in pairs.items() if own not in selected.videos}
     keep = np.array([video_id not in others for video_id in detections.video_ids], dtype=bool)
     if others:
-        print(f"left out {len(others):,} detected videos of other subsets", file=sys.stderr)
+        warn(f"left out {len(others):,} detected videos of other subsets")
     absent = set(annotations.classes()) - set(selected.classes())
     is_scored = np.array([name not in absent for name in detections.classes], dtype=bool)
     rows = keep[detections.video] & is_scored[detections.label]
     left = int((keep[detections.video] & ~is_scored[detections.label]).sum())
     if left:
-        print(f"left out {left:,} detections of classes that only other subsets have", file=sys.stderr)
+        warn(f"left out {left:,} detections of classes that only other subsets have")
     return Detections(
         video_ids=tuple(video_id for video_id in detections.video_ids if video_id not in others),
         classes=detections.classes,

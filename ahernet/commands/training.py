@@ -10,11 +10,13 @@ from ahernet.commands.command import (
     add_annotation_options,
     add_classes,
     add_device,
+    add_log,
     classes_of,
     read_annotations_of,
 )
 from ahernet.config import PRESETS, RUNS, Config, preset, read_config, with_run
 from ahernet.errors import UserError
+from ahernet.event_log import say_result
 
 
 def _add_train(parser: ArgumentParser) -> None:
@@ -56,6 +58,7 @@ def _add_train(parser: ArgumentParser) -> None:
         help="write nothing: try a few iterations of each phase and say what time, memory and disk the run will take",
     )
     add_device(parser)
+    add_log(parser)
     add_settings(parser, list(SECTIONS))
 
 
@@ -85,9 +88,10 @@ def _run_train(parsed: Namespace) -> None:
         }
         try:
             if parsed.dry_run:
-                said = dry_run(archive, annotations, parsed.out, config, **given).describe()
+                said, fields = dry_run(archive, annotations, parsed.out, config, **given).describe(), {}
             else:
                 result = train(archive, annotations, parsed.out, config, resume=parsed.resume, **given)
+                fields = {"out": result.folder, "iterations": result.iterations}
                 said = f"{result.folder}: checkpoint after {result.iterations:,} iterations, {result.seconds:.0f} s"
         except (UserError, KeyboardInterrupt) as error:
             if is_first_process():
@@ -95,7 +99,7 @@ def _run_train(parsed: Namespace) -> None:
             # What ends one process ends all; the first one says why.
             raise SystemExit(2 if isinstance(error, UserError) else 130) from error
     if is_first_process():
-        print(said)
+        say_result(said, **fields)
 
 
 def _training_config(parsed: Namespace) -> Config:

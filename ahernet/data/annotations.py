@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ahernet.data.bounded_read import read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -247,7 +248,7 @@ def read_text(path: Path) -> str:
             compressed = file.read(2) == _GZIP_MAGIC
             file.seek(0)
             stream = gzip.GzipFile(fileobj=file) if compressed else file
-            content = stream.read(MAX_BYTES + 1)
+            content = read_up_to(stream.read, MAX_BYTES + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot read ({reason})") from error

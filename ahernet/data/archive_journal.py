@@ -13,7 +13,6 @@ all videos are there the archive is written, in the order that the caller wants,
 import json
 import math
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,14 @@ from ahernet.data.archive_writer import (
     write_archive,
 )
 from ahernet.errors import UserError
-from ahernet.files import BusyFolder, check_output_file, claim_folder, make_folder, replace_when_complete
+from ahernet.files import (
+    BusyFolder,
+    check_output_file,
+    claim_folder,
+    make_folder,
+    remove_copies,
+    replace_when_complete,
+)
 
 FORMAT = "ahernet partial archive 1"
 
@@ -192,7 +198,7 @@ def open_journal(
     folder = partial_folder(out)
     make_folder(folder)
     with claim_folder(folder):
-        _remove_copies(out)
+        remove_copies(out)
         everything = {"format": FORMAT, "dimension": dimension, "dtype": dtype, **settings}
         _begin_or_compare(folder, json.loads(json.dumps(everything)))
         try:
@@ -223,22 +229,13 @@ def remove_leftovers(out: Path, *others: Path) -> None:
     make_folder(folder)
     with suppress(BusyFolder), claim_folder(folder):
         for path in (out, *others):
-            _remove_copies(path)
+            remove_copies(path)
         _remove(folder)
 
 
 def partial_folder(out: Path) -> Path:
     """Return the folder in which `out` is being made."""
     return out.with_name(out.name + ".partial")
-
-
-def _remove_copies(path: Path) -> None:
-    """Remove what killed calls of `replace_when_complete` left of this file."""
-    path = path.resolve()
-    name = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.tmp")
-    for found in path.parent.glob(".*.tmp"):
-        if name.fullmatch(found.name):
-            found.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ahernet.data.archive import FeatureArchive, open_archive
 from ahernet.data.archive_rows import JoinedRows
+from ahernet.data.bounded_read import read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -104,7 +105,7 @@ def read_manifest(path: Path) -> tuple[Path, list[ListedArchive]]:
     manifest = path / MANIFEST_NAME if path.is_dir() else path
     try:
         with manifest.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
+            content = read_up_to(file.read, MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{manifest}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
         stored = json.loads(content)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ahernet.data.bounded_read import read_up_to
 from ahernet.data.detections import SUFFIXES, Detections, read_detections, write_detections
 from ahernet.data.detections_parquet import read_parquet, write_parquet
 from ahernet.errors import UserError
@@ -86,7 +87,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
+            content = read_up_to(file.read, MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
         manifest = json.loads(content)

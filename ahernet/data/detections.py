@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from ahernet.data.bounded_read import read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -149,7 +150,7 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 def _json_results(path: Path) -> dict[str, Any]:
     with _open_text(path) as file:
         try:
-            text = file.read(MAX_CHARACTERS + 1)
+            text = read_up_to(file.read, MAX_CHARACTERS + 1)
             if len(text) > MAX_CHARACTERS:
                 raise UserError(f"{path}: more than {MAX_CHARACTERS:,} characters, too large for one JSON file")
             content = json.loads(text, object_pairs_hook=_object_without_duplicates)

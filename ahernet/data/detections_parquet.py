@@ -74,15 +74,17 @@ def read_parquet(path: Path) -> Detections:
     from pyarrow import parquet
 
     try:
+        metadata = parquet.read_metadata(path)
+        rows, columns = metadata.num_rows, metadata.schema.names
+        if not set(COLUMNS) <= set(columns):
+            raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(columns)!r:.80}")
+        if rows > max(FREE_ROWS, path.stat().st_size):
+            raise UserError(f"{path}: claims {rows:,} detections, too many for its size")
         # Names stay numbers of a dictionary: a long one that occurs in every row is in memory once.
-        with parquet.ParquetFile(path, read_dictionary=["video_id", "label"]) as file:
-            rows, columns = file.metadata.num_rows, file.schema_arrow.names
-            if not set(COLUMNS) <= set(columns):
-                raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(columns)!r:.80}")
-            if rows > max(FREE_ROWS, path.stat().st_size):
-                raise UserError(f"{path}: claims {rows:,} detections, too many for its size")
+        with parquet.ParquetFile(path, metadata=metadata, read_dictionary=["video_id", "label"]) as file:
             table = file.read(columns=COLUMNS)
-    except (OSError, pyarrow.ArrowException) as error:
+    # ValueError, KeyError: names that are not UTF-8, for instance, of which Arrow itself does not speak.
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from error
     video_ids, classes = (_names(path, table, key) for key in (VIDEOS_KEY, CLASSES_KEY))
     try:

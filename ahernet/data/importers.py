@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from ahernet.data.annotations import match_video_ids, read_annotations
 from ahernet.data.archive_writer import ArchiveWriter, Precision, check_video_id, prepare_features
 from ahernet.data.array_files import SUFFIXES, read_array_file
@@ -22,6 +20,7 @@ from ahernet.data.id_map import read_id_map
 from ahernet.data.printable import printable
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, make_folder
+from ahernet.progress import ProgressBar
 
 SHOWN_SKIPPED = 10
 
@@ -333,7 +332,7 @@ def _read_videos(
     by_id: Mapping[str, ForeignVideo], dimension: int | None, dtype: Precision, bad: _BadVideos, progress: bool
 ) -> Generator[tuple[str, ForeignFeatures], None, None]:
     origin = "as asked for"
-    for video_id, video in tqdm(by_id.items(), desc="import", unit="video", disable=not progress):
+    for video_id, video in ProgressBar(by_id.items(), desc="import", unit="video", disable=not progress):
         try:
             features = video.read()
             shape = features.rows.shape

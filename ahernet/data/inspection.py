@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ahernet.data.annotations import (
     Annotations,
@@ -22,6 +21,7 @@ from ahernet.data.archive_set import MANIFEST_NAME, archive_files, open_features
 from ahernet.data.importers import describe_source
 from ahernet.data.printable import printable
 from ahernet.errors import UserError
+from ahernet.progress import ProgressBar
 
 BATCH_BYTES = 1 << 26
 DURATION_TOLERANCE = 1.0  # seconds
@@ -219,7 +219,7 @@ def _uneven_durations(archive: FeatureArchive) -> Iterator[Problem]:
 
 
 def _row_problems(archive: FeatureArchive, progress: bool) -> Iterator[Problem]:
-    with tqdm(total=len(archive), desc="inspect", unit="video", disable=not progress) as bar:
+    with ProgressBar(total=len(archive), desc="inspect", unit="video", disable=not progress) as bar:
         for positions in _batches(archive):
             rows, offsets = archive.read(positions)
             for position, start, end in zip(positions, offsets[:-1], offsets[1:], strict=True):

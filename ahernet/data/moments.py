@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ahernet.data.annotations import Annotations, VideoAnnotations, match_video_ids
 from ahernet.data.archive import FeatureArchive
@@ -19,6 +18,7 @@ from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.moment_labels import encode_labels
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, replace_when_complete
+from ahernet.progress import ProgressBar
 from ahernet.video_time import seconds_to_unit, unit_to_rows
 
 NAMED = 5
@@ -142,7 +142,7 @@ def cut_moments(
         ) as writer,
     ):
         temporary.write_bytes(table)
-        for position, cut in tqdm(plan.items(), desc="cut", unit="video", disable=not progress):
+        for position, cut in ProgressBar(plan.items(), desc="cut", unit="video", disable=not progress):
             rows, _ = archive.read([position])
             for moment in cut:
                 writer.add(moment.moment_id, rows[moment.first : moment.last], moment.seconds)

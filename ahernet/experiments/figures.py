@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
 from ahernet.experiments import embedding, layers, side_by_side
@@ -15,6 +13,7 @@ from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_o
 from ahernet.experiments.setting import Data, Setting
 from ahernet.experiments.table import make_units, provenance
 from ahernet.files import make_folder
+from ahernet.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def run_figure(
     units = make_units({run: with_run(config, run) for run in figure.runs}, data, seeds)
     with worker_pool(jobs) as pool:
         training = [pool.submit(trained_unit, unit, folder) for unit in units]
-        for future in tqdm(as_completed(training), name, len(units), unit="network", disable=not progress):
+        for future in ProgressBar(as_completed(training), name, len(units), unit="network", disable=not progress):
             future.result()
         measuring = [
             pool.submit(measured, name, [unit for unit in units if unit.config.training.seed == seed], folder)

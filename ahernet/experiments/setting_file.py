@@ -27,7 +27,6 @@ and `subsets` (a CSV of `video,subset`). The subset of a file that states none i
 there must be `[moments]`, and the oracle cannot be run.
 """
 
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from ahernet.data.archive import open_archive
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
 from ahernet.errors import UserError
+from ahernet.event_log import warn
 from ahernet.experiments.setting import Setting, Source, features_hash
 from ahernet.files import make_folder
 from ahernet.training.moment_set import build_moment_set
@@ -94,10 +94,7 @@ def _with_moments(path: Path, novel: tuple[str, ...], moments: Path, labels: Pat
     if len(without) == len(novel):
         raise UserError(f"{path}: no novel class has a moment in {moments}, for example {novel[0]!r}")
     if without:
-        print(
-            f"{path}: left out {len(without):,} novel classes without a moment, for example {without[0]!r}",
-            file=sys.stderr,
-        )
+        warn(f"{path}: left out {len(without):,} novel classes without a moment, for example {without[0]!r}")
     return tuple(name for name in novel if name in known)
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tqdm import tqdm
-
 from ahernet.child_process import worker_pool
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
 from ahernet.experiments.runner import Unit, oracle, run_unit
 from ahernet.experiments.setting import Data
+from ahernet.progress import ProgressBar
 
 # Average mAP in per cent that the paper's tables 1 and 2 give for ANet-UN -> ANet-AM and TH14 -> ANet-FG.
 PAPER_RUNS = {
@@ -215,7 +214,9 @@ def run_table(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     with worker_pool(jobs) as pool:
         futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
-        for future in tqdm(as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress):
+        for future in ProgressBar(
+            as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress
+        ):
             results[futures[future].name].append(future.result())
     for found in results.values():
         found.sort(key=lambda result: int(result["seed"]))

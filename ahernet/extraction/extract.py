@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from ahernet.data.archive_journal import ArchiveJournal, open_journal
 from ahernet.data.archive_writer import Precision
@@ -19,6 +18,7 @@ from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.video import Decoder, Framing
 from ahernet.extraction.video_features import ExtractedVideo, extract_videos
+from ahernet.progress import ProgressBar
 
 SHOWN = 10
 PROBED = 200  # videos that are asked for their length before the work begins, to estimate how much there is
@@ -236,7 +236,7 @@ def _progress(
     expected = _expected_clips(videos, decode)
     total = sum(expected.values())
     done = 0
-    with tqdm(desc="extract", unit="clip", total=round(total)) as bar:
+    with ProgressBar(desc="extract", unit="clip", total=round(total)) as bar:
 
         def advance(video: ExtractedVideo | FailedVideo) -> None:
             nonlocal done, total

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_journal import remove_leftovers
 from ahernet.data.archive_set import MANIFEST_NAME, write_manifest
@@ -29,7 +27,15 @@ from ahernet.extraction.backbones import find_backbone
 from ahernet.extraction.extract import ExtractionSettings, NoUsableVideo, Outcome, extract
 from ahernet.extraction.network import Arithmetic, ClipNetwork
 from ahernet.extraction.pyav_decoder import PyAVDecoder
-from ahernet.files import BusyFolder, make_own_folder, replace_when_complete, write_once
+from ahernet.files import (
+    BusyFolder,
+    make_own_folder,
+    one_at_a_time,
+    remove_copies,
+    replace_when_complete,
+    write_once,
+)
+from ahernet.progress import ProgressBar
 from ahernet.ray_tasks import Do, run_on_ray
 
 JOB_NAME = "extraction.json"
@@ -110,7 +116,7 @@ def extract_parts(job: PartsJob, *, engine: Engine = "local", actors: int = 1, p
     maker.compare()
     pending = [number for number in range(count_parts(job)) if not is_made(job, number)]
     done = count_parts(job) - len(pending)
-    with tqdm(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
+    with ProgressBar(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
         if engine == "ray" and pending:
             finished = run_on_ray(_actor, (job, pending), len(pending), min(actors, len(pending)), job.device == "auto")
             for _ in finished:
@@ -267,7 +273,10 @@ def _finish(job: PartsJob) -> PartsReport:
     if not unfinished:
         if not paths:
             raise UserError(f"{job.folder}: none of {len(job.videos):,} videos is of use; part-*.json say why")
-        write_manifest(job.folder / MANIFEST_NAME, paths)
+        with one_at_a_time(job.folder):  # others that come to the end write the same
+            for name in (JOB_NAME, MANIFEST_NAME):
+                remove_copies(job.folder / name)
+            write_manifest(job.folder / MANIFEST_NAME, paths)
     made = [video_id for number in numbers if is_made(job, number) for video_id in part_videos(job, number)]
     missing = tuple(video_id for video_id in made if video_id not in held)
     return PartsReport(job.folder, len(numbers), len(held), missing, unfinished)

@@ -1,19 +1,18 @@
 """Inference: from the features of videos to ranked detections (section 3.5 of the paper)."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ahernet.checkpoint import Checkpoint
 from ahernet.config import InferenceConfig
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
 from ahernet.errors import UserError
+from ahernet.event_log import warn
 from ahernet.inference.ready import NAMED, OnError, ReadyLocalizer
+from ahernet.progress import ProgressBar
 
 
 def localize(
@@ -58,7 +57,7 @@ def localize(
     with progress_bar(len(positions), progress) as bar:
         detections, skipped = ready.localize(archive, positions, durations or {}, on_error, bar)
     if skipped:
-        print(describe_skipped(str(archive.path), skipped), file=sys.stderr)
+        warn(describe_skipped(str(archive.path), skipped))
     return detections
 
 
@@ -79,9 +78,9 @@ def positions_of(archive: FeatureArchive, video_ids: Sequence[str] | None) -> ND
     return positions
 
 
-def progress_bar(videos: int, shown: bool) -> "tqdm[Any]":
+def progress_bar(videos: int, shown: bool) -> ProgressBar:
     """Return the bar that counts localized videos on standard error."""
-    return tqdm(total=videos, desc="localize", unit="videos", smoothing=0, disable=not shown)
+    return ProgressBar(total=videos, desc="localize", unit="videos", smoothing=0, disable=not shown)
 
 
 def describe_skipped(source: str, skipped: Mapping[str, str]) -> str:

@@ -7,15 +7,13 @@ machines must see the archive, the checkpoint and the folder under the same path
 
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
-
-from tqdm import tqdm
 
 from ahernet.inference.shards import Shard, ShardedJob, make_ready, work_on
+from ahernet.progress import ProgressBar
 from ahernet.ray_tasks import Do, run_on_ray
 
 
-def on_ray(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: "tqdm[Any]") -> None:
+def on_ray(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: ProgressBar) -> None:
     """Let actors of a Ray cluster share the shards; see `shards.Engine` and `run_on_ray`.
 
     Raises:
@@ -34,7 +32,7 @@ def shard_worker(job: ShardedJob, shards: Sequence[Shard], device: str) -> Do:
     ready = make_ready(job, device)
 
     def complete(number: int) -> None:
-        with tqdm(disable=True) as bar:
+        with ProgressBar(disable=True) as bar:
             work_on(job, ready, [shards[number]], bar)
 
     return complete

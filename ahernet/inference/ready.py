@@ -1,7 +1,6 @@
 """A network made ready for inference: from rows of an archive to detections in seconds, batch by batch."""
 
 import difflib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ahernet.checkpoint import Checkpoint
 from ahernet.config import InferenceConfig
@@ -19,6 +17,7 @@ from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
 from ahernet.device import choose_device, is_out_of_memory, launches_on
 from ahernet.errors import UserError
+from ahernet.event_log import warn
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep
 from ahernet.inference.graphs import CapturedStep
@@ -35,6 +34,7 @@ from ahernet.inference.windows import (
 )
 from ahernet.model.localizer import Localizer
 from ahernet.prefetch import read_ahead
+from ahernet.progress import ProgressBar
 from ahernet.video_time import unit_to_seconds
 
 NAMED = 5
@@ -112,7 +112,7 @@ class ReadyLocalizer:
         positions: NDArray[np.int64],
         durations: Mapping[str, float],
         on_error: OnError,
-        bar: "tqdm[Any]",
+        bar: ProgressBar,
     ) -> tuple[Detections, dict[str, str]]:
         """Localize in some videos of an archive.
 
@@ -229,7 +229,7 @@ class ReadyLocalizer:
         self._use_batches_of(self._batch_size // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"localize: out of memory, goes on with batches of {self._batch_size:,} videos", file=sys.stderr)
+        warn(f"localize: out of memory, goes on with batches of {self._batch_size:,} videos")
 
     def _in_turn(self, batches: Iterable[tuple[slice, tuple[Tensor, Tensor]]]) -> Iterator[tuple[slice, Found]]:
         return ((batch, self._step(rows, offsets)) for batch, (rows, offsets) in batches)
@@ -259,7 +259,7 @@ def _batches(lengths: NDArray[np.int64], first: int, size: int) -> Iterator[slic
         first = last
 
 
-def _show_rate(bar: "tqdm[Any]", seconds: float) -> None:
+def _show_rate(bar: ProgressBar, seconds: float) -> None:
     """Show how many hours of video a second are localized."""
     bar.hours = getattr(bar, "hours", 0.0) + seconds / 3600
     elapsed = bar.format_dict["elapsed"]

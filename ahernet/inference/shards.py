@@ -19,12 +19,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ahernet.checkpoint import load_checkpoint
 from ahernet.child_process import end_with_parent
@@ -35,9 +34,10 @@ from ahernet.data.archive_set import archive_files
 from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
 from ahernet.device import cpu_threads
 from ahernet.errors import UserError
-from ahernet.files import make_own_folder, replace_when_complete
+from ahernet.files import make_own_folder, remove_copies, replace_when_complete
 from ahernet.inference.localize import progress_bar
 from ahernet.inference.ready import OnError, ReadyLocalizer
+from ahernet.progress import ProgressBar
 
 CLAIMS_NAME = ".claims"
 POLL_SECONDS = 0.5
@@ -111,7 +111,7 @@ class ShardedResult:
     without_features: tuple[str, ...]
 
 
-Engine = Callable[[ShardedJob, Sequence[Shard], str, int, "tqdm[Any]"], None]
+Engine = Callable[[ShardedJob, Sequence[Shard], str, int, ProgressBar], None]
 """Completes shards of a job, given the device, how many processes may share the work, and a bar that counts videos."""
 
 
@@ -144,6 +144,7 @@ def localize_shards(
         if pending:
             (engine or on_this_machine)(job, pending, device, processes, bar)
     (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
+    remove_copies(job.folder / MANIFEST_NAME)
     skipped = sum(len(json.loads(shard.skipped_path.read_bytes())) for shard in shards if shard.skipped_path.exists())
     return ShardedResult(len(shards), _videos(shards), skipped, without_features)
 
@@ -224,7 +225,7 @@ def make_ready(job: ShardedJob, device: str) -> ReadyLocalizer:
     )
 
 
-def work_on(job: ShardedJob, ready: ReadyLocalizer, shards: Sequence[Shard], bar: "tqdm[Any]") -> None:
+def work_on(job: ShardedJob, ready: ReadyLocalizer, shards: Sequence[Shard], bar: ProgressBar) -> None:
     """Localize in shards until all are there, in those that no other process has taken.
 
     On a CPU with one thread: sums depend on the number of threads, and shards must not.
@@ -261,7 +262,7 @@ def _refuse_changed(shard: Shard, ready: ReadyLocalizer, chosen: "_Chosen") -> N
         raise UserError(f"{ready.checkpoint.source}: has changed since this run began; localize into another folder")
 
 
-def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: "tqdm[Any]") -> None:
+def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: Shard, bar: ProgressBar) -> None:
     """Localize in the videos of a shard and give it its name."""
     for left in job.folder.glob(f".part-{shard.number:06d}.*.tmp"):  # of a process that was killed
         left.unlink(missing_ok=True)
@@ -288,7 +289,7 @@ def _choose(archive: FeatureArchive, job: ShardedJob) -> _Chosen:
     return _Chosen(archive, _fingerprint(archive), np.array(chosen, np.int64), known or {})
 
 
-def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: "tqdm[Any]") -> None:
+def on_this_machine(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int, bar: ProgressBar) -> None:
     """Let processes of this machine share the shards, and watch what they finish; see `Engine`.
 
     Raises:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from tqdm import tqdm
 
 from ahernet.checkpoint import save_checkpoint
 from ahernet.config import Config, config_to_dict, with_feature_dimension
@@ -27,8 +25,10 @@ from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
 from ahernet.device import cpu_threads, launches_on
 from ahernet.errors import UserError
+from ahernet.event_log import inform
 from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
+from ahernet.progress import ProgressBar
 from ahernet.training.iteration_batches import IterationBatch, first_main_iteration, phase_of, read_iteration
 from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
 from ahernet.training.ranks import Ranks, join_ranks
@@ -112,7 +112,7 @@ def train(
             data = select_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config)
             if ranks.first:
                 if progress:
-                    print(data.describe(), file=sys.stderr)
+                    inform(data.describe())
                 make_folder(out_folder)
                 until_done.enter_context(claim_folder(out_folder))
             until_done.enter_context(computing_on(where, config))
@@ -170,7 +170,7 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
         open_loss_log(folder / LOG_NAME, run.iteration) if ranks.first else nullcontext() as log,
         _stop_requests(ranks) as stop_requested,
         read_ahead(partial(read_batch, run, data, device), range(run.iteration, end)) as batches,
-        tqdm(
+        ProgressBar(
             total=end,
             initial=run.iteration,
             desc="train",

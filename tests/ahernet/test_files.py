@@ -1,6 +1,7 @@
 import fcntl
 import multiprocessing
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ahernet.files import (
     claim_folder,
     make_folder,
     make_own_folder,
+    one_at_a_time,
+    remove_copies,
     replace_when_complete,
     safe_file_name,
     write_once,
@@ -178,6 +181,50 @@ def test_of_those_who_write_once_one_writes(tmp_path):
         written = list(pool.map(lambda number: write_once(tmp_path / "race", str(number)), range(64)))
     assert sum(written) == 1
     assert (tmp_path / "race").read_text() == str(written.index(True))
+
+
+def test_who_writes_once_gives_way_to_one_who_was_first_and_tidied_up(tmp_path, monkeypatch):
+    path, link = tmp_path / "manifest.json", os.link
+
+    def be_overtaken(source, target):
+        monkeypatch.setattr(os, "link", link)
+        assert write_once(path, "first")
+        remove_copies(path)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", be_overtaken)
+    assert not write_once(path, "second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_copies_of_one_file_are_removed_and_nothing_else(tmp_path):
+    long = "x" * 60
+    left = [tmp_path / ".part.h5.abcd_123.tmp", tmp_path / f".{long[:40]}.abcd_123.tmp"]
+    others = [tmp_path / name for name in ("part.h5", ".part.h5.tmp", ".part.h5.abcd.tmp", ".part.h5x.abcd_123.tmp")]
+    for path in (*left, *others):
+        path.touch()
+    remove_copies(tmp_path / "part.h5")
+    assert set(tmp_path.iterdir()) == {left[1], *others}
+    remove_copies(tmp_path / long)
+    assert set(tmp_path.iterdir()) == set(others)
+
+
+def test_a_block_for_a_folder_is_entered_by_one_at_a_time(tmp_path):
+    inside, most = [0], [0]
+
+    def enter(_):
+        with one_at_a_time(tmp_path):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.002)
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enter, range(32)))
+    assert most == [1]
+    with pytest.raises(UserError, match="nowhere: cannot open this folder"), one_at_a_time(tmp_path / "nowhere"):
+        pass
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):

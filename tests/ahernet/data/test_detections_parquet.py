@@ -74,6 +74,7 @@ def written(path, metadata=None, **columns):
     ("change", "message"),
     [
         ({"score": None}, "expected the columns video_id, label, start, end, score, got"),
+        ({"video_id": None}, "expected the columns video_id, label, start, end, score, got 'label, start"),
         ({"score": [float("nan")]}, "scores: expected finite numbers"),
         ({"end": [-1.0]}, "segments: expected every end at or after its start"),
         ({"score": ["high"]}, r"d\.parquet: "),
@@ -88,6 +89,13 @@ def test_a_file_of_other_content_is_one_clear_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
         read_parquet(path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_column_whose_name_is_not_unicode_is_one_clear_line(tmp_path):
+    path = written(tmp_path / "d.parquet", more=[1])
+    path.write_bytes(path.read_bytes().replace(b"\x04more", b"\x04m\xf6re"))
+    with pytest.raises(UserError, match=r"d\.parquet: not a readable Parquet file \('utf-8' codec"):
+        read_parquet(path)
 
 
 def test_a_name_that_is_missing_is_said(tmp_path):

@@ -142,7 +142,10 @@ def test_a_kill_after_a_part_has_its_name_loses_no_report_and_leaves_nothing_bes
             run(job)
     assert part_path(job, 0).exists()
     assert (job.folder / "part-000000.h5.partial").exists()
-    for name in (".part-000000.h5.abcdefgh.tmp", ".part-000000.json.abcdefgh.tmp", ".part-000001.h5.01234567.tmp"):
+    left = [
+        f".{name}.abcdefgh.tmp" for name in ("part-000000.h5", "part-000000.json", "extraction.json", "manifest.json")
+    ]
+    for name in (*left, ".part-000001.h5.01234567.tmp"):
         (job.folder / name).touch()
     run(job)
     assert contents(job.folder) == contents(undisturbed.folder)

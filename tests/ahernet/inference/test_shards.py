@@ -78,6 +78,7 @@ def test_what_is_finished_is_kept_and_what_is_missing_made_again_byte_for_byte(j
     times = kept.stat().st_mtime_ns
     (job.folder / "part-000002.parquet").unlink()
     (job.folder / ".part-000002.parquet.abc.tmp").write_bytes(b"half")
+    (job.folder / ".manifest.json.abcd_123.tmp").write_bytes(b"half")
     with pytest.raises(UserError, match=r"1 of 4 shards are missing, as part-000002\.parquet"):
         load_detections(job.folder)
     run(job)

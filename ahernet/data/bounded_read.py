@@ -1,0 +1,23 @@
+"""Reading no more of a stranger's file than is of use, and reserving no more memory than it has content."""
+
+from collections.abc import Callable
+from typing import AnyStr
+
+PIECE = 1 << 20  # what is asked for at a time: Python reserves all that one asks for
+
+
+def read_up_to(read: Callable[[int], AnyStr], limit: int) -> AnyStr:
+    """Return what is left of a stream, but at most `limit` bytes or characters of it.
+
+    Args:
+        read: method of the stream that returns at most as much as one asks for, and nothing at its end.
+        limit: at least 0.
+
+    Raises:
+        OSError, ValueError, EOFError, zlib.error: as the stream does.
+    """
+    pieces: list[AnyStr] = []
+    while limit > 0 and (piece := read(min(limit, PIECE))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return read(0).join(pieces)
