@@ -85,6 +85,19 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
 
 
+def file_version(path: Path) -> str:
+    """Return what tells whether a file is still the one that was read: its size and when it was changed.
+
+    Raises:
+        UserError: it is not there or cannot be looked at.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
+    return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+
+
 def make_folder(path: Path) -> None:
     """Create the folder `path` with its parents.
 
