@@ -17,7 +17,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -246,7 +246,15 @@ def open_journal(
     check_output_file(out)
     folder = partial_folder(out)
     make_folder(folder)
-    with claim_folder(folder):
+    with ExitStack() as until_done:
+        try:
+            until_done.enter_context(claim_folder(folder))
+        except BusyFolder:
+            raise
+        except UserError:
+            with suppress(OSError):  # holds what an earlier run has left
+                folder.rmdir()
+            raise
         _remove_copies(out)
         everything = {"format": FORMAT, "dimension": dimension, "dtype": dtype, **settings}
         _begin_or_compare(folder, json.loads(json.dumps(everything)))

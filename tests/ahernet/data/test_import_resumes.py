@@ -1,9 +1,12 @@
 """Imports that end early, and the same command again."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -288,3 +291,19 @@ def test_two_imports_into_one_archive_are_kept_apart(folder, monkeypatch):
     monkeypatch.setattr("ahernet.data.array_folders.read_array_file", read_while_another_imports)
     assert run(folder).videos == VIDEOS
     assert refused == ["v_1", "v_2", "v_3"]  # the first is read before it is known what the archive is
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_on_a_network_file_system_an_import_runs_or_says_that_there_are_no_locks(folder, monkeypatch, files):
+    def refuse(descriptor, operation):
+        if files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if files:
+        with pytest.raises(UserError, match=r"out\.h5\.partial: cannot lock files there \(No locks available\)"):
+            run(folder)
+        assert list(folder.parent.iterdir()) == [folder]
+    else:
+        assert run(folder).videos == VIDEOS
+        assert not partial(folder).exists()
