@@ -14,6 +14,7 @@ from ahernet.errors import UserError
 
 MAX_NAME_BYTES = 120
 SHOWN_NAME = 40  # characters of a file's name in that of its unfinished copy
+LOCK_NAME = ".lock"
 
 
 @contextmanager
@@ -102,6 +103,19 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
 
 
+def file_version(path: Path) -> str:
+    """Return what tells whether a file is still the one that was read: its size and when it was changed.
+
+    Raises:
+        UserError: it is not there or cannot be looked at.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
+    return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+
+
 def make_folder(path: Path) -> None:
     """Create the folder `path` with its parents.
 
@@ -134,25 +148,20 @@ class BusyFolder(UserError):
 def claim_folder(path: Path) -> Iterator[None]:
     """Be the only writer of the existing folder `path`, and remove what a killed writer left half-written.
 
+    The folder itself is locked, or where the file system locks no folders, as NFS, a file `.lock` in it. Where locks
+    hold on one machine only, which nobody can see, the user must keep machines apart.
+
     Raises:
         BusyFolder: another process writes there, or has just removed the folder.
+        UserError: it cannot be opened, or the file system has no locks.
     """
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError as error:
-        raise BusyFolder(f"{path}: another process has just removed it, try again") from error
+    descriptor = _lock(path)
     try:  # closing releases the claim, as does the end of the process however it comes
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyFolder(f"{path}: another process is writing there, wait for it or use another folder") from error
-        if not _is_at(folder, path):  # removed by the former owner, so that a claim of it keeps nobody out
-            raise BusyFolder(f"{path}: another process has just removed it, try again")
         for left in path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -160,20 +169,13 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     """Wait until no other process is in this block for the existing folder `path`.
 
     Raises:
-        UserError: the folder cannot be locked.
+        UserError: as `claim_folder`.
     """
+    descriptor = _lock(path, fcntl.LOCK_EX)
     try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"{path}: cannot open this folder ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f"{path}: cannot lock this folder ({error.strerror})") from error
         yield
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def safe_file_name(video_id: str) -> str:
@@ -187,6 +189,36 @@ def safe_file_name(video_id: str) -> str:
         return name
     digest = hashlib.sha256(video_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{name[: MAX_NAME_BYTES - 17]}-{digest}"
+
+
+def _lock(folder: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
+    """Return a descriptor whose lock keeps other writers out of a folder until it is closed."""
+    for place, flags in ((folder, os.O_RDONLY | os.O_DIRECTORY), (folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)):
+        try:
+            descriptor = os.open(place, flags, 0o666)
+        except FileNotFoundError as error:
+            raise BusyFolder(f"{folder}: another process has just removed it, try again") from error
+        except OSError as error:
+            raise UserError(f"{place}: cannot write there ({error.strerror})") from error
+        try:
+            fcntl.flock(descriptor, how)
+            if _is_at(descriptor, place):
+                return descriptor
+            # removed by the former owner, so that a claim of it keeps nobody out
+            busy = "another process has just removed it, try again"
+        except (BlockingIOError, PermissionError):  # what systems say of a lock that another process holds
+            busy = "another process is writing there, wait for it or use another folder"
+        except OSError as error:
+            os.close(descriptor)
+            problem = error.strerror
+            continue
+        os.close(descriptor)
+        raise BusyFolder(f"{folder}: {busy}")
+    (folder / LOCK_NAME).unlink(missing_ok=True)
+    raise UserError(
+        f"{folder}: cannot lock files there ({problem}), so that a second process could not be kept out; "
+        "write to a folder of another file system"
+    )
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -9,6 +9,7 @@ hand out one array a video.
 """
 
 import functools
+import mmap
 import time
 import zlib
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from ahernet.data.archive import open_archive
+from ahernet.data.archive_rows import page_aligned
 from ahernet.data.archive_writer import ArchiveWriter
 from bench.contest import FEWEST_TURNS, MOST_TURNS, SECONDS, Contest
 
@@ -77,7 +79,7 @@ def from_archive(archive, order):
 
 def into_kept_memory(archive, order):
     lengths = archive.lengths
-    kept = np.empty((BATCH * int(lengths.max()), archive.dimension), archive.dtype)
+    kept = page_aligned((BATCH * int(lengths.max()), archive.dimension), archive.dtype)
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         first, last = np.zeros(len(batch), np.int64), lengths[batch]
@@ -86,7 +88,7 @@ def into_kept_memory(archive, order):
 
 def from_block(file, start, size):
     file.seek(start)
-    block = memoryview(bytearray(min(size, BLOCK_BYTES)))
+    block = memoryview(mmap.mmap(-1, min(size, BLOCK_BYTES)))  # from a page on, as all fast reading is
     while size:
         count = file.readinto(block[:size])
         yield block[:count]

@@ -16,8 +16,8 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from ahernet.files import (
 FORMAT = "ahernet partial archive 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class FinishedVideo:
     """A line of the journal.
 
@@ -66,9 +66,21 @@ class FinishedVideo:
     source: str
     remarks: tuple[str, ...]
 
+    def line(self) -> str:
+        """Return the line of the journal."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}) + "\n"
+
 
 class ArchiveJournal:
-    """The finished videos of an archive in the making; `open_journal` makes one."""
+    """The finished videos of an archive in the making; `open_journal` makes one.
+
+    Attributes:
+        out: the archive to be.
+        folder: that holds what is finished.
+        dimension: D of every video.
+        dtype: of the rows as stored.
+        finished: by video id, those that are on the disk.
+    """
 
     def __init__(self, out: Path, folder: Path, dimension: int, dtype: Precision) -> None:
         self.out = out
@@ -79,6 +91,7 @@ class ArchiveJournal:
         # Unbuffered: nothing is left to be written when the disk is full.
         self._rows = (folder / "rows.bin").open("ab", buffering=0)
         self._lines = (folder / "journal.jsonl").open("ab", buffering=0)
+        self._unsynced: list[FinishedVideo] = []
         self.finished = self._read_lines()
 
     def has(self, video_id: str, source: str) -> bool:
@@ -89,6 +102,16 @@ class ArchiveJournal:
         self, video_id: str, features: np.ndarray, duration: float, source: str, remarks: Sequence[str] = ()
     ) -> None:
         """Keep the features of a finished video; when this returns they are on the disk.
+
+        Arguments and errors are those of `append`.
+        """
+        self.append(video_id, features, duration, source, remarks)
+        self.sync()
+
+    def append(
+        self, video_id: str, features: np.ndarray, duration: float, source: str, remarks: Sequence[str] = ()
+    ) -> None:
+        """Take the features of a video, which is finished at the next `sync`: for many that are made in no time.
 
         Args:
             video_id: as `ArchiveWriter.add`; replaces a finished video of that id.
@@ -104,20 +127,55 @@ class ArchiveJournal:
         if not (math.isnan(duration) or 0 < duration < math.inf):
             raise UserError(f"video {video_id!r}: duration is {duration}, expected seconds above 0 or NaN")
         rows = prepare_features(video_id, features, self.dimension, self.dtype)
-        place, line = self._rows.tell(), self._lines.tell()
-        video = FinishedVideo(
-            video_id, place // self._row_bytes, len(rows), duration, zlib.crc32(rows.data), source, tuple(remarks)
-        )
+        place = self._rows.tell()
         try:
-            _append(self._rows, rows.data)
-            _append(self._lines, (json.dumps(asdict(video)) + "\n").encode())
+            _write(self._rows, rows.data)
         except OSError as error:
-            self._cut_off(place, line)
+            _cut_off(self._rows, place)
             raise UserError(f"{self.folder}: cannot write ({error.strerror})") from error
-        self.finished[video_id] = video
+        self._unsynced.append(
+            FinishedVideo(
+                video_id, place // self._row_bytes, len(rows), duration, zlib.crc32(rows.data), source, tuple(remarks)
+            )
+        )
 
-    def publish(self, video_ids: Sequence[str], *, clip_stride: int, origin: str) -> None:
+    def sync(self) -> None:
+        """Bring all videos that were appended to the disk: their rows first, then the lines that say so.
+
+        Raises:
+            UserError: the disk is full, for instance; those videos are not finished.
+        """
+        if not self._unsynced:
+            return
+        videos, self._unsynced = self._unsynced, []
+        intact = self._lines.tell()
+        try:
+            os.fsync(self._rows.fileno())
+            _write(self._lines, "".join(video.line() for video in videos).encode())
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            _cut_off(self._lines, intact)
+            _cut_off(self._rows, videos[0].first * self._row_bytes)
+            raise UserError(f"{self.folder}: cannot write ({error.strerror})") from error
+        self.finished.update((video.id, video) for video in videos)
+
+    def publish(
+        self,
+        video_ids: Sequence[str],
+        *,
+        clip_stride: int,
+        origin: str,
+        frame_rate: float = math.nan,
+        durations: Mapping[str, float] | None = None,
+    ) -> None:
         """Write the archive of these finished videos, in this order.
+
+        Args:
+            video_ids: of finished videos.
+            clip_stride: as `ArchiveTables`.
+            origin: as `ArchiveTables`.
+            frame_rate: as `ArchiveTables`.
+            durations: by video id, where they are known better than when the video was added.
 
         Raises:
             UserError: there is none, the archive cannot be written, or rows are not what they were.
@@ -125,14 +183,15 @@ class ArchiveJournal:
         if not video_ids:
             raise UserError(f"{self.out}: no video is finished, an archive holds at least one")
         videos = [self.finished[video_id] for video_id in video_ids]
+        known = durations or {}
         tables = ArchiveTables(
             ids=video_ids,
             lengths=[video.rows for video in videos],
-            durations=[video.duration for video in videos],
+            durations=[known.get(video.id, video.duration) for video in videos],
             checksums=[video.crc32 for video in videos],
             dimension=self.dimension,
             dtype=self.dtype,
-            frame_rate=math.nan,
+            frame_rate=frame_rate,
             clip_stride=clip_stride,
             origin=origin,
         )
@@ -168,13 +227,9 @@ class ArchiveJournal:
                 finished[video.id] = video
                 rows = video.first + video.rows
                 intact += len(line)
-        self._cut_off(rows * self._row_bytes, intact)
+        _cut_off(self._lines, intact)
+        _cut_off(self._rows, rows * self._row_bytes)
         return finished
-
-    def _cut_off(self, rows: int, lines: int) -> None:
-        for file, length in ((self._rows, rows), (self._lines, lines)):
-            file.truncate(length)
-            file.seek(length)
 
 
 @contextmanager
@@ -197,7 +252,15 @@ def open_journal(
     check_output_file(out)
     folder = partial_folder(out)
     make_folder(folder)
-    with claim_folder(folder):
+    with ExitStack() as until_done:
+        try:
+            until_done.enter_context(claim_folder(folder))
+        except BusyFolder:
+            raise
+        except UserError:
+            with suppress(OSError):  # holds what an earlier run has left
+                folder.rmdir()
+            raise
         remove_copies(out)
         everything = {"format": FORMAT, "dimension": dimension, "dtype": dtype, **settings}
         _begin_or_compare(folder, json.loads(json.dumps(everything)))
@@ -283,8 +346,12 @@ def _parse(line: bytes) -> FinishedVideo | None:
         return None
 
 
-def _append(file: FileIO, content: bytes | memoryview) -> None:
+def _write(file: FileIO, content: bytes | memoryview) -> None:
     left = memoryview(content).cast("B")
     while left:
         left = left[file.write(left) :]
-    os.fsync(file.fileno())
+
+
+def _cut_off(file: FileIO, length: int) -> None:
+    file.truncate(length)
+    file.seek(length)

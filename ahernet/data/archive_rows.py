@@ -1,10 +1,13 @@
 """Where the rows of an open archive come from: positioned reads of the file, or the HDF5 library."""
 
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -16,42 +19,100 @@ from ahernet.data.hdf5_guard import (
 )
 from ahernet.errors import UserError
 
-READ_THREADS = 4  # measured: more gain nothing, warm or cold
+# Copying from the cache of the system is what they share: as to the disk, one has it read many places at a time.
+READ_THREADS = min(4, len(os.sched_getaffinity(0)))
+SHARE_BYTES = 1 << 22  # that a thread should have to read, to be worth waking
+PAGE_BYTES = 4096
 
 
-Part = tuple[str, int, np.ndarray]
-"""What to read: video id, first row, array (L, D) for rows first:first+L."""
+Spans = NDArray[np.int64]
+"""What to read, (S, 3): first row, row after the last, and where the first goes in the target. The target is filled
+from its start without gaps."""
+
+
+class UnreadableRowError(Exception):
+    """A row cannot be read: `row` of the source, the file that should have it, and what is the matter."""
+
+    def __init__(self, path: Path, row: int, problem: str, reason: str = "") -> None:
+        super().__init__(path, row, problem, reason)
+        self.path = path
+        self.row = row
+        self._problem = problem
+        self._reason = reason
+
+    def describe(self, video_id: str) -> str:
+        """Return the message for people; the row belongs to that video."""
+        return f"{self.path}: {self._problem} video {video_id!r}" + (f" ({self._reason})" if self._reason else "")
 
 
 class RowSource(Protocol):
-    """Fills arrays with rows of one archive."""
+    """Fills arrays with rows of one archive.
 
-    def fill(self, parts: list[Part]) -> None:
-        """Fill the arrays of all parts."""
+    Attributes:
+        parallel: whether several threads may fill at a time, and do so faster.
+    """
+
+    parallel: bool
+
+    def fill(self, target: NDArray[Any], spans: Spans) -> None:
+        """Copy rows into the target (R, D).
+
+        Raises:
+            UnreadableRowError: the file ends before them, or the disk fails.
+            UserError: the file is another one by now.
+            ValueError: the source is closed.
+        """
 
     def close(self) -> None:
-        """Release threads and file handles."""
+        """Release file handles; fine to call twice."""
+
+
+def page_aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return new memory that begins at a page of the machine.
+
+    The rows of an archive do so in the file, and thus in the cache of the system. What `malloc` gives is 16 bytes off
+    a page instead, and to there some processors copy pages at less than half the speed.
+    """
+    size = shape[0] * shape[1] * dtype.itemsize
+    memory = np.empty(size + PAGE_BYTES, np.uint8)
+    start = -memory.ctypes.data % PAGE_BYTES
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class ReadingThreads:
-    """A few threads that run reads, started when first needed and anew after a fork."""
+    """The calling thread and a few more that read from a source; started when first needed and anew after a fork."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
 
-    def run(self, read: Callable[[list[Part]], None], parts: list[Part]) -> None:
-        """Call `read` with shares of the parts, in the calling thread if there is one part only."""
-        if len(parts) < 2:
-            read(parts)
+    def fill(self, source: RowSource, target: NDArray[Any], spans: Spans) -> None:
+        """Fill the target from the source, a share of the bytes in each thread; returns when no thread reads any more.
+
+        Raises:
+            UnreadableRowError, UserError, ValueError: as `RowSource.fill`.
+        """
+        shares = min(READ_THREADS, target.nbytes // SHARE_BYTES) if source.parallel else 1
+        if shares < 2:
+            source.fill(target, spans)
             return
+        edges = np.linspace(0, len(target), shares + 1).astype(np.int64).tolist()
+        own, *others = [(target[start:end], cut(spans, start, end)) for start, end in pairwise(edges)]
+        pool = self._running_pool()
+        running = [pool.submit(source.fill, *share) for share in others]
+        try:
+            source.fill(*own)
+        finally:  # whatever happens, to the end of all: the target may be used again
+            failed = [error for share in running if (error := share.exception())]
+        if failed:
+            raise failed[0]
+
+    def _running_pool(self) -> ThreadPoolExecutor:
         # A fork copies the pool but not its threads: each process starts its own.
         if self._pool is None or self._process != os.getpid():
-            self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="archive")
+            self._pool = ThreadPoolExecutor(READ_THREADS - 1, thread_name_prefix="archive")
             self._process = os.getpid()
-        shares = [parts[k::READ_THREADS] for k in range(min(READ_THREADS, len(parts)))]
-        for _ in self._pool.map(read, shares):
-            pass
+        return self._pool
 
     def close(self) -> None:
         """End the threads; fine to call twice."""
@@ -60,51 +121,93 @@ class ReadingThreads:
         self._pool = None
 
 
+def cut(spans: Spans, start: int, end: int) -> Spans:
+    """Return the spans that fill the rows start:end of the target, for a target that begins at `start`."""
+    lengths = spans[:, 1] - spans[:, 0]
+    first = int(np.searchsorted(spans[:, 2] + lengths, start, side="right"))
+    last = int(np.searchsorted(spans[:, 2], end, side="left"))
+    part = spans[first:last].copy()
+    before = np.maximum(start - part[:, 2], 0)
+    behind = np.maximum(part[:, 2] + lengths[first:last] - end, 0)
+    part[:, 0] += before
+    part[:, 1] -= behind
+    part[:, 2] += before - start
+    return part
+
+
+def joined(spans: Spans) -> Spans:
+    """Put spans together that lie behind one another both in the source and in the target."""
+    apart = (spans[1:, 0] != spans[:-1, 1]) | (spans[1:, 2] - spans[:-1, 2] != spans[:-1, 1] - spans[:-1, 0])
+    first = np.concatenate([[True], apart])
+    last = np.concatenate([apart, [True]])
+    return np.column_stack([spans[first, 0], spans[last, 1], spans[first, 2]])
+
+
 class PositionedRows:
-    """Rows at a known place of the file, read with `preadv` from a few threads."""
+    """Rows at a known place of the file, read with `preadv`."""
+
+    parallel = True
 
     def __init__(self, path: Path, descriptor: int, offset: int, row_bytes: int) -> None:
         self._path = path
         self._descriptor = descriptor
         self._offset = offset
         self._row_bytes = row_bytes
-        self._threads = ReadingThreads()
 
-    def fill(self, parts: list[Part]) -> None:
-        """Fill each part as `RowSource` says; a read that comes short is a UserError that names the video."""
+    def fill(self, target: NDArray[Any], spans: Spans) -> None:
+        """Copy rows as `RowSource` says."""
         if self._descriptor < 0:
             raise ValueError(f"{self._path}: the archive is closed")
-        self._threads.run(self._fill_in_turn, parts)
+        memory = target.view(np.uint8).reshape(-1).data
+        places = self._places(spans)
+        how = os.RWF_NOWAIT
+        done = 0
+        for number, (place, length) in enumerate(places):
+            before, end = done, done + length
+            while done < end:
+                at = place + done - before
+                try:
+                    count = os.preadv(self._descriptor, [memory[done:end]], at, how)
+                except OSError as error:
+                    if how and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                        # Not in the cache of the system: the disk gets all that is missing to do at once.
+                        self._announce(places[number:])
+                        how = 0
+                        continue
+                    raise self._unreadable(at, "cannot read", str(error.strerror)) from error
+                if count == 0:
+                    raise self._unreadable(at, "the file ends inside")
+                done += count
+
+    def _announce(self, places: Sequence[tuple[int, int]]) -> None:
+        for place, length in places:
+            with suppress(OSError):  # only an advice
+                os.posix_fadvise(self._descriptor, place, length, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Release what is open; fine to call twice."""
-        self._threads.close()
+        """Release the file; fine to call twice."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def __del__(self) -> None:
-        # May run in a pool thread, which cannot join itself: idle threads end with the pool object.
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        self.close()
 
-    def _fill_in_turn(self, parts: list[Part]) -> None:
-        for video_id, first, rows in parts:
-            target = rows.data.cast("B")
-            position = self._offset + first * self._row_bytes
-            done = 0
-            while done < len(target):
-                try:
-                    count = os.preadv(self._descriptor, [target[done:]], position + done)
-                except OSError as error:
-                    raise UserError(f"{self._path}: cannot read video {video_id!r} ({error.strerror})") from error
-                if count == 0:
-                    raise UserError(f"{self._path}: the file ends inside video {video_id!r}")
-                done += count
+    def _places(self, spans: Spans) -> Sequence[tuple[int, int]]:
+        """Return where in the file the spans lie, and their bytes; in the target they follow one another."""
+        together = joined(spans)
+        places = self._offset + together[:, 0] * self._row_bytes
+        sizes = (together[:, 1] - together[:, 0]) * self._row_bytes
+        return list(zip(places.tolist(), sizes.tolist(), strict=True))
+
+    def _unreadable(self, place: int, problem: str, reason: str = "") -> UnreadableRowError:
+        return UnreadableRowError(self._path, (place - self._offset) // self._row_bytes, problem, reason)
 
 
 class HDF5Rows:
     """Rows of a chunked or compressed dataset, read through HDF5."""
+
+    parallel = False
 
     def __init__(self, path: Path, file: h5py.File, features: h5py.Dataset) -> None:
         self._path = path
@@ -113,8 +216,8 @@ class HDF5Rows:
         self._shape = features.shape
         self._process = os.getpid()
 
-    def fill(self, parts: list[Part]) -> None:
-        """Fill each part as `RowSource` says; a read that comes short is a UserError that names the video."""
+    def fill(self, target: NDArray[Any], spans: Spans) -> None:
+        """Copy rows as `RowSource` says."""
         if self._file is None:
             raise ValueError(f"{self._path}: the archive is closed")
         if self._process != os.getpid():  # HDF5 handles must not be shared across a fork
@@ -123,15 +226,15 @@ class HDF5Rows:
             self._process = os.getpid()
             if self._features.shape != self._shape:
                 raise UserError(f"{self._path}: the file changed while it was in use")
-        for video_id, first, rows in parts:
+        for first, last, at in spans.tolist():
             try:
-                rows[...] = self._features[first : first + len(rows)]
+                target[at : at + last - first] = self._features[first:last]
             except (OSError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
-                raise UserError(f"{self._path}: cannot read video {video_id!r} ({reason})") from error
+                raise UnreadableRowError(self._path, first, "cannot read", reason) from error
 
     def close(self) -> None:
-        """Release what is open; fine to call twice."""
+        """Release the file; fine to call twice."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -143,20 +246,24 @@ class JoinedRows:
     def __init__(self, sources: Sequence[RowSource], ends: NDArray[np.int64]) -> None:
         self._sources = sources
         self._ends = ends
-        self._threads = ReadingThreads()
+        self.parallel = any(source.parallel for source in sources)
 
-    def fill(self, parts: list[Part]) -> None:
-        """Fill each part as `RowSource` says; no part reaches over the end of a source."""
-        self._threads.run(self._fill_in_turn, parts)
+    def fill(self, target: NDArray[Any], spans: Spans) -> None:
+        """Copy rows as `RowSource` says; no span reaches over the end of a source."""
+        numbers = np.searchsorted(self._ends, spans[:, 0], side="right")
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(spans)]):  # of one source each
+            number = int(numbers[start])
+            before = int(self._ends[number - 1]) if number else 0
+            own = spans[start:end] - np.array([before, before, spans[start, 2]])
+            rows = int(own[-1, 2] + own[-1, 1] - own[-1, 0])
+            try:
+                self._sources[number].fill(target[spans[start, 2] :][:rows], own)
+            except UnreadableRowError as error:
+                error.row += before
+                raise
 
     def close(self) -> None:
-        """Release what is open; fine to call twice."""
-        self._threads.close()
+        """Release all sources; fine to call twice."""
         for source in self._sources:
             source.close()
-
-    def _fill_in_turn(self, parts: list[Part]) -> None:
-        for video_id, first, rows in parts:
-            number = int(np.searchsorted(self._ends, first, side="right"))
-            before = int(self._ends[number - 1]) if number else 0
-            self._sources[number].fill([(video_id, first - before, rows)])

@@ -57,12 +57,7 @@ class ArchiveWriter:
             raise ValueError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
         if dimension < 1:
             raise ValueError(f"dimension: expected at least 1, got {dimension}")
-        if not (math.isnan(frame_rate) or 0 < frame_rate < math.inf):
-            raise UserError(f"frame rate: expected frames per second above 0 or NaN, got {frame_rate}")
-        if clip_stride < 0:
-            raise UserError(f"clip stride: expected frames above 0, or 0 for unknown, got {clip_stride}")
-        if len(origin.encode("utf-8", "replace")) > MAX_ORIGIN_BYTES or "\0" in origin:
-            raise UserError(f"origin: expected text without NUL of at most {MAX_ORIGIN_BYTES} bytes")
+        check_description(frame_rate, clip_stride, origin)
         self.path = Path(path)
         self.dimension = dimension
         self.dtype: Precision = dtype
@@ -230,6 +225,20 @@ def check_video_id(video_id: str) -> None:
         raise UserError(f"video {video_id!r}: expected an id of at least one character without NUL")
     if len(encoded) > MAX_ID_BYTES:
         raise UserError(f"video {video_id[:40]!r}...: the id has {len(encoded)} bytes, at most {MAX_ID_BYTES}")
+
+
+def check_description(frame_rate: float, clip_stride: int, origin: str) -> None:
+    """Refuse attributes that an archive cannot have; `ArchiveTables` says what they are.
+
+    Raises:
+        UserError: the rate is not above 0 or NaN, the stride is negative, or the origin is too long or holds NUL.
+    """
+    if not (math.isnan(frame_rate) or 0 < frame_rate < math.inf):
+        raise UserError(f"frame rate: expected frames per second above 0 or NaN, got {frame_rate}")
+    if clip_stride < 0:
+        raise UserError(f"clip stride: expected frames above 0, or 0 for unknown, got {clip_stride}")
+    if len(origin.encode("utf-8", "replace")) > MAX_ORIGIN_BYTES or "\0" in origin:
+        raise UserError(f"origin: expected text without NUL of at most {MAX_ORIGIN_BYTES} bytes")
 
 
 def prepare_features(video_id: str, features: np.ndarray, dimension: int, dtype: Precision) -> np.ndarray:

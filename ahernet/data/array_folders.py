@@ -7,6 +7,7 @@ from pathlib import Path
 from ahernet.data.array_files import SUFFIXES, read_array_file
 from ahernet.data.foreign_videos import ForeignFeatures, ForeignSource, ForeignVideo
 from ahernet.errors import UserError
+from ahernet.files import file_version
 
 
 def open_folder(folder: Path) -> ForeignSource:
@@ -25,7 +26,10 @@ def open_folder(folder: Path) -> ForeignSource:
     if not arrays:
         raise UserError(f"{folder}: holds no {_listed(SUFFIXES, 'or')} files ({_others(files)})")
     found = [suffix for suffix in SUFFIXES if any(file.suffix.lower() == suffix for file in arrays)]
-    videos = [ForeignVideo(file.stem, str(file), functools.partial(_read, file)) for file in arrays]
+    videos = [
+        ForeignVideo(file.stem, str(file), functools.partial(_read, file), functools.partial(file_version, file))
+        for file in arrays
+    ]
     return ForeignSource(f"a folder of {_listed(found, 'and')} files", videos, ignored=len(files) - len(arrays))
 
 

@@ -31,6 +31,7 @@ from ahernet.data.hdf5_guard import (
     scalar_attribute,
 )
 from ahernet.errors import UserError
+from ahernet.files import file_version
 
 GROUPS = "an HDF5 file of one group per video"
 SUMMARIES = "an HDF5 file of video summaries (features, picks, n_frames)"
@@ -47,6 +48,8 @@ def open_foreign_hdf5(path: Path) -> Iterator[ForeignSource]:
     Raises:
         UserError: damaged, an ahernet archive, or of no known layout.
     """
+    version = functools.partial(file_version, path)
+    opened = version()
     file = open_hdf5(path)
     try:
         with hdf5_errors(path):
@@ -54,17 +57,18 @@ def open_foreign_hdf5(path: Path) -> Iterator[ForeignSource]:
             names = list(file)
         budget = _Budget(path, MAX_COMPRESSION * file_length(file))
         videos = [
-            ForeignVideo(name, f"{path}: {name}", functools.partial(_read, file, path, name, layout, budget))
+            ForeignVideo(name, f"{path}: {name}", functools.partial(_read, file, path, name, layout, budget), version)
             for name in names
         ]
-        stride = _common_stride(file, path, names) if layout == SUMMARIES else 0
-        yield ForeignSource(layout, videos, clip_stride=stride)
+        summaries = layout == SUMMARIES
+        stride = _common_stride(file, path, names) if summaries else 0
+        yield ForeignSource(layout, videos, clip_stride=stride, counts_frames=summaries, version=opened)
     finally:
         file.close()
 
 
 class _Budget:
-    """Bytes that may still be read: hard links can show the same data under any number of names."""
+    """Bytes that this run may still read: hard links can show the same data under any number of names."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path

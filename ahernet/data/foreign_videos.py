@@ -25,11 +25,13 @@ class ForeignVideo:
         name: what the source calls it.
         place: where it is, for messages.
         read: returns its features; raises UserError where they are damaged or no array.
+        version: returns what tells whether the file that holds it is still the same (`file_version`).
     """
 
     name: str
     place: str
     read: Callable[[], ForeignFeatures]
+    version: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,16 @@ class ForeignSource:
         videos: in the order in which they are imported.
         ignored: files in it that are no features by their suffix.
         clip_stride: frames from one row to the next as the source states, 0 where it does not.
+        counts_frames: whether it says how many frames a video has.
+        version: of the file that holds all videos, empty where each has a file of its own.
     """
 
     kind: str
     videos: Sequence[ForeignVideo]
     ignored: int = 0
     clip_stride: int = 0
+    counts_frames: bool = False
+    version: str = ""
 
 
 def choose_features(names: Sequence[str]) -> str | None:

@@ -4,14 +4,16 @@ import itertools
 import math
 import shlex
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ahernet.data.annotations import match_video_ids, read_annotations
-from ahernet.data.archive_writer import ArchiveWriter, Precision, check_video_id, prepare_features
+from ahernet.data.archive_journal import ArchiveJournal, open_journal
+from ahernet.data.archive_writer import Precision, check_description, check_video_id, prepare_features
 from ahernet.data.array_files import SUFFIXES, read_array_file
 from ahernet.data.array_folders import open_folder
 from ahernet.data.foreign_hdf5 import open_foreign_hdf5
@@ -23,6 +25,7 @@ from ahernet.files import check_output_file, make_folder
 from ahernet.progress import ProgressBar
 
 SHOWN_SKIPPED = 10
+SYNC_SECONDS = 5.0  # of work that an early end may cost; a sync for every video would take longer than the import
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -44,6 +47,8 @@ class ImportReport:
         skipped: what was wrong with each video left out.
         ignored: other files in the folder, by suffix not features.
         unused_names: names of the map that the source does not have.
+        earlier: videos that an earlier run had finished.
+        changed: videos that an earlier run had finished, but that have changed since and were read again.
     """
 
     path: Path
@@ -58,9 +63,15 @@ class ImportReport:
     skipped: tuple[str, ...]
     ignored: int
     unused_names: tuple[str, ...]
+    earlier: int
+    changed: int
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.videos:,} videos, {self.rows:,} rows of {self.dimension} from {self.kind}"
+        if self.earlier:
+            text += f"; {self.earlier:,} of them from an earlier run"
+        if self.changed:
+            text += f"; {self.changed:,} read again, because they have changed since an earlier run"
         if self.without_duration:
             text += f"; {len(self.without_duration):,} without duration, as {self.without_duration[0]!r}"
         if self.ignored:
@@ -142,6 +153,10 @@ def import_features(
 ) -> ImportReport:
     """Import the features of a folder or of an HDF5 file into the archive `out`, one video at a time.
 
+    Videos are kept in a folder `<out>.partial` (see `ahernet.data.archive_journal`) until all are there. The same
+    call after a kill or an error goes on there, and ends with the bytes that an undisturbed run ends with; only the
+    last `SYNC_SECONDS` are lost.
+
     The video id is the name in the source without `prefix`, or what `id_map` says.
 
     A video's duration is that of the annotation file; else its frames over `frame_rate`, where the source counts
@@ -173,6 +188,7 @@ def import_features(
     if prefix and id_map is not None:
         raise UserError("prefix: the map of names gives whole ids, expected one of the two")
     check_output_file(out)
+    check_description(frame_rate, clip_stride, origin)
     bad = _BadVideos(stop=on_error == "stop")
     names = None if id_map is None else read_id_map(Path(id_map))
     with open_source(source) as found:
@@ -180,36 +196,64 @@ def import_features(
             raise UserError(f"{out}: the archive would replace what it is made of, expected another name")
         stride = _clip_stride(source, found.clip_stride, clip_stride)
         by_id = _by_video_id(found.videos, _naming(prefix, names), bad)
-        tally = _Tally(_known_durations(durations, categories, by_id), frame_rate, stride)
+        annotated = _known_durations(durations, categories, by_id)
         # Closed at once also after an error: the message must not end up on the line of the progress bar.
-        with closing(_read_videos(by_id, dimension, dtype, bad, progress)) as videos:
-            first = next(videos, None)
-            if first is None:
+        with ProgressBar(by_id.items(), desc="import", unit="video", disable=not progress) as bar:
+            videos = iter(bar)
+            first = next(_read_videos(videos, dimension, dtype, bad), None)
+            if first is None or first.features is None:
                 raise UserError(f"{source}: none of its {len(found.videos):,} videos is usable; {bad.messages[0]}")
-            width = first[1].rows.shape[1]
+            width = first.features.rows.shape[1]
             make_folder(out.parent)
-            with ArchiveWriter(
-                out, dimension=width, dtype=dtype, frame_rate=frame_rate, clip_stride=stride, origin=origin
-            ) as writer:
-                for video_id, features in itertools.chain([first], videos):
-                    duration = tally.duration(video_id, features)
-                    if _add(writer, video_id, by_id[video_id], features, duration, bad):
-                        tally.count(video_id, features, duration)
+            settings = {
+                "made by": "import",
+                "source file": found.version,
+                "frame rate": None if math.isnan(frame_rate) else frame_rate,
+                "clip stride": stride,
+            }
+            with open_journal(out, dimension=width, dtype=dtype, settings=settings) as journal:
+                earlier = dict(journal.finished)
+                keep = _Keeper(journal, frame_rate, stride, bad)
+                like = f"as in {Path(first.video.place).name}; give the dimension if that is wrong"
+                expected = "as asked for" if dimension else like
+                with _kept_for_later(journal):
+                    rest = _read_videos(videos, width, dtype, bad, expected, journal)
+                    kept = [video.id for video in itertools.chain([first], rest) if keep(video)]
+                    journal.sync()
+                finished = [journal.finished[video_id] for video_id in kept]
+                seconds = {video.id: annotated.get(video.id, video.duration) for video in finished}
+                journal.publish(kept, clip_stride=stride, origin=origin, frame_rate=frame_rate, durations=seconds)
+        lengths = {video.rows for video in finished}
         present = {video.name for video in found.videos}
+        computed = not found.counts_frames
+        again = sum(video.id in earlier and earlier[video.id] != video for video in finished)
         return ImportReport(
             path=out,
             kind=found.kind,
-            videos=tally.videos,
-            rows=tally.rows,
+            videos=len(kept),
+            rows=sum(video.rows for video in finished),
             dimension=width,
             clip_stride=stride,
-            equal_rows=tally.equal_rows(),
-            from_rows=tally.from_rows,
-            without_duration=tuple(tally.without_duration),
+            equal_rows=min(lengths) if len(kept) > 1 and len(lengths) == 1 else 0,
+            from_rows=computed
+            * sum(video.id not in annotated and not math.isnan(video.duration) for video in finished),
+            without_duration=tuple(video_id for video_id in kept if math.isnan(seconds[video_id])),
             skipped=tuple(bad.messages),
             ignored=found.ignored,
             unused_names=tuple(name for name in names or () if name not in present),
+            earlier=sum(video_id in earlier for video_id in kept) - again,
+            changed=again,
         )
+
+
+@dataclass(frozen=True)
+class _ReadVideo:
+    """A video as it was read: `source` says from what, `features` are None where they need not be read again."""
+
+    id: str
+    video: ForeignVideo
+    source: str
+    features: ForeignFeatures | None
 
 
 class _BadVideos:
@@ -229,37 +273,54 @@ class _BadVideos:
         self.messages.append(message)
 
 
-@dataclass
-class _Tally:
-    """What has been written so far, and how long its videos are."""
+class _Keeper:
+    """Keeps videos in the journal of an import, and brings them to the disk every now and then."""
 
-    annotated: Mapping[str, float]
-    frame_rate: float
-    clip_stride: int
-    videos: int = 0
-    rows: int = 0
-    from_rows: int = 0
-    lengths: set[int] = field(default_factory=set)
-    without_duration: list[str] = field(default_factory=list)
+    def __init__(self, journal: ArchiveJournal, frame_rate: float, clip_stride: int, bad: _BadVideos) -> None:
+        self._journal = journal
+        self._frame_rate = frame_rate
+        self._clip_stride = clip_stride
+        self._bad = bad
+        self._synced = time.monotonic()
 
-    def duration(self, video_id: str, features: ForeignFeatures) -> float:
-        """Seconds, NaN where nothing tells."""
-        if video_id in self.annotated:
-            return self.annotated[video_id]
-        frames = features.frames or len(features.rows) * self.clip_stride
-        return frames / self.frame_rate if frames else math.nan
+    def __call__(self, video: _ReadVideo) -> bool:
+        """Keep a video, or say that it is a bad one; whatever else stops the journal stops the import."""
+        if video.features is None or self._journal.has(video.id, video.source):
+            return True
+        try:
+            self._journal.append(video.id, video.features.rows, self._seconds(video.features), video.source)
+        except UserError:
+            try:
+                prepare_features(video.id, video.features.rows, self._journal.dimension, self._journal.dtype)
+            except UserError as error:
+                self._bad.add(video.video, error)
+                return False
+            raise
+        if _source(video.video) != video.source:  # the next run sees it too, and reads the video again
+            raise UserError(printable(f"{video.video.place}: changes while it is read, import it when it is complete"))
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._journal.sync()
+            self._synced = time.monotonic()
+        return True
 
-    def count(self, video_id: str, features: ForeignFeatures, duration: float) -> None:
-        self.videos += 1
-        self.rows += len(features.rows)
-        self.lengths.add(len(features.rows))
-        if math.isnan(duration):
-            self.without_duration.append(video_id)
-        elif video_id not in self.annotated and not features.frames:
-            self.from_rows += 1
+    def _seconds(self, features: ForeignFeatures) -> float:
+        """Return what the source says of the duration, NaN where it does not."""
+        frames = features.frames or len(features.rows) * self._clip_stride
+        return frames / self._frame_rate if frames else math.nan
 
-    def equal_rows(self) -> int:
-        return min(self.lengths) if self.videos > 1 and len(self.lengths) == 1 else 0
+
+@contextmanager
+def _kept_for_later(journal: ArchiveJournal) -> Iterator[None]:
+    """Say to one whose import ends early what the next run finds; after a short one nothing stays."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as error:
+        if not journal.finished:
+            raise
+        kept = f"{len(journal.finished):,} finished videos are kept in {journal.folder}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{kept}, the same command goes on") from error
+        raise UserError(f"{error} ({kept} for the next run)") from error
 
 
 def _first_bytes(path: Path) -> bytes | None:
@@ -328,43 +389,35 @@ def _known_durations(path: Path | None, categories: Path | None, video_ids: Iter
     return {video_id: seconds for video_id, seconds in known.items() if not math.isnan(seconds)}
 
 
+def _source(video: ForeignVideo) -> str:
+    """Return what tells whether a finished video is the one that would be read now."""
+    return f"{video.name!r}: {video.version()}"
+
+
 def _read_videos(
-    by_id: Mapping[str, ForeignVideo], dimension: int | None, dtype: Precision, bad: _BadVideos, progress: bool
-) -> Generator[tuple[str, ForeignFeatures], None, None]:
-    origin = "as asked for"
-    for video_id, video in ProgressBar(by_id.items(), desc="import", unit="video", disable=not progress):
+    videos: Iterable[tuple[str, ForeignVideo]],
+    dimension: int | None,
+    dtype: Precision,
+    bad: _BadVideos,
+    expected: str = "as asked for",
+    journal: ArchiveJournal | None = None,
+) -> Iterator[_ReadVideo]:
+    """Read the usable videos, but not those that are finished in the journal; `expected` says whence the dimension."""
+    for video_id, video in videos:
         try:
+            source = _source(video)
+            if journal is not None and journal.has(video_id, source):
+                yield _ReadVideo(video_id, video, source, None)
+                continue
             features = video.read()
             shape = features.rows.shape
             if len(shape) != 2 or 0 in shape:
                 raise UserError(f"array of shape {shape}, expected (rows, dimension)")
             if dimension is None:  # a bad video must not decide
                 prepare_features(video_id, features.rows, shape[1], dtype)
-                dimension, origin = shape[1], f"as in {Path(video.place).name}; give the dimension if that is wrong"
-            if shape[1] != dimension:
-                raise UserError(f"dimension {shape[1]}, expected {dimension} {origin}")
+            elif shape[1] != dimension:
+                raise UserError(f"dimension {shape[1]}, expected {dimension} {expected}")
         except UserError as error:
             bad.add(video, error)
             continue
-        yield video_id, features
-
-
-def _add(
-    writer: ArchiveWriter,
-    video_id: str,
-    video: ForeignVideo,
-    features: ForeignFeatures,
-    duration: float,
-    bad: _BadVideos,
-) -> bool:
-    """Write one video, or say that it is a bad one; whatever else stops the writer stops the import."""
-    try:
-        writer.add(video_id, features.rows, duration)
-    except UserError:
-        try:
-            prepare_features(video_id, features.rows, writer.dimension, writer.dtype)
-        except UserError as error:
-            bad.add(video, error)
-            return False
-        raise
-    return True
+        yield _ReadVideo(video_id, video, source, features)

@@ -1,5 +1,6 @@
 """Several videos decoded at a time by threads, as one stream of clips of bounded length."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,9 @@ from ahernet.errors import UserError
 from ahernet.extraction.clips import clips_of
 from ahernet.extraction.video import Decoder, Framing, OpenVideo, duration_of, remarks_on
 
+MOST_CLIPS = 1 << 18  # of a video, whose features are in memory until it ends: 23 hours at 25 frames a second
+LEAST_GAP, GAP_FRAMES = 2.0, 10  # seconds, and mean intervals: from there on a pause between frames is worth a remark
+JUMP_BACK = 1.0  # seconds; frames of damaged files change places by less
 WAIT = 0.1  # seconds, between two looks at whether anybody still wants the clips
 
 
@@ -70,11 +74,15 @@ class ClipDecoder:
             with self.decoder.open(path, self.framing) as video:
                 clock = _Clock(video)
                 for number, frames in enumerate(clips_of(clock.pictures(), self.clip_length, self.stride)):
+                    if number >= MOST_CLIPS:
+                        raise UserError(
+                            f"has more than {MOST_CLIPS:,} clips; cut it into parts, or give a larger --clip-stride"
+                        )
                     yield DecodedClip(video_id, number, frames)
                 if not clock.frames:
                     raise UserError("no frame of it can be decoded")
-                duration = duration_of(clock.frames, clock.first, clock.last, video.declared_rate)
-                remarks = remarks_on(video, clock.frames, duration)
+                duration = duration_of(clock.frames, clock.span, clock.stretches, video.declared_rate)
+                remarks = (*remarks_on(video, clock.frames, duration), *clock.remarks(duration))
         except UserError as error:
             yield FailedVideo(video_id, str(error))
             return
@@ -145,17 +153,47 @@ def _taken(events: "queue.Queue[Event | BaseException | None]", workers: int) ->
 
 
 class _Clock:
-    """Counts frames as they pass, and notes when the first and the last are presented."""
+    """Counts frames as they pass, and notes when they are presented.
+
+    Times that jump back begin a new stretch, as where recordings were put behind one another.
+    """
 
     def __init__(self, video: OpenVideo) -> None:
         self._video = video
+        self._first = math.inf
+        self._last = -math.inf
+        self._earlier = 0.0
+        self._gap = 0.0
         self.frames = 0
-        self.first = float("inf")
-        self.last = float("-inf")
+        self.stretches = 1
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first frame to the last, of all stretches; not above 0 where the file does not say."""
+        return self._earlier + (self._last - self._first)
 
     def pictures(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pixels of the frames."""
         for frame in self._video.frames():
             self.frames += 1
-            if frame.time == frame.time:
-                self.first, self.last = min(self.first, frame.time), max(self.last, frame.time)
+            if not math.isnan(frame.time):
+                self._note(frame.time)
             yield frame.pixels
+
+    def remarks(self, duration: float) -> tuple[str, ...]:
+        """Say where times are not even, so that rows are not where they should be."""
+        remarks = []
+        if self.stretches > 1:
+            remarks.append(f"times jump back {self.stretches - 1:,} times, taken for recordings behind one another")
+        if self._gap > max(LEAST_GAP, GAP_FRAMES * duration / self.frames):
+            remarks.append(f"no frame for {self._gap:,.1f} s, which the rows do not show")
+        return tuple(remarks)
+
+    def _note(self, time: float) -> None:
+        if time < self._last - JUMP_BACK:
+            self._earlier += self._last - self._first
+            self._first = self._last = time
+            self.stretches += 1
+        elif self._last > -math.inf:
+            self._gap = max(self._gap, time - self._last)
+        self._first, self._last = min(self._first, time), max(self._last, time)

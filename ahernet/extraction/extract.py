@@ -18,6 +18,7 @@ from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.video import Decoder, Framing
 from ahernet.extraction.video_features import ExtractedVideo, extract_videos
+from ahernet.files import file_version
 from ahernet.progress import ProgressBar
 
 SHOWN = 10
@@ -150,7 +151,7 @@ def extract(
         dtype=settings.dtype,
         settings={**origin["ahernet extract"], **computed},
     ) as journal:
-        sources = {video_id: _source(path) for video_id, path in videos.items()}
+        sources = {video_id: file_version(path) for video_id, path in videos.items()}
         todo = {video_id: path for video_id, path in videos.items() if not journal.has(video_id, sources[video_id])}
         found = extract_videos(todo.items(), network, decode, settings.batch_size, settings.workers)
         # Closed at once also after an error: the message must not end up on the line of the progress bar.
@@ -214,15 +215,6 @@ def _kept_for_later(journal: ArchiveJournal) -> Iterator[None]:
     except KeyboardInterrupt as error:
         kept = f"{len(journal.finished):,} finished videos are kept, the same command goes on"
         raise KeyboardInterrupt(kept) from error
-
-
-def _source(path: Path) -> str:
-    """Return what tells whether a file is still the one that was read."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror})") from error
-    return f"{status.st_size} bytes, changed {status.st_mtime_ns}"
 
 
 @contextmanager

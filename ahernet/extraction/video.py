@@ -65,29 +65,29 @@ class Decoder(Protocol):
         """Open a file. Raises UserError, without the file's name, for what is no video."""
 
 
-def duration_of(frames: int, first: float, last: float, rate: float) -> float:
+def duration_of(frames: int, span: float, stretches: int, rate: float) -> float:
     """Return how long a video lasts, in seconds.
 
     Args:
         frames: decoded.
-        first: when the first is presented.
-        last: when the last is; NaN, or the same as `first`, where the file does not say.
+        span: from the first to the last by the times of presentation; not above 0 or NaN where the file does not say.
+            Where times jump back, of all stretches together.
+        stretches: between jumps back, 1 in a sound file.
         rate: frames per second by the header, for files that do not say when a frame is presented.
 
     Returns:
-        From the first frame to the last by the times of presentation, and one mean interval for the last.
+        The span, and one mean interval for the last frame of each stretch.
 
     Raises:
         UserError: neither times nor rate make sense.
     """
-    span = last - first
-    timed = span > 0 and frames > 1
+    timed = span > 0 and frames > stretches
     if not timed and not rate > 0:
         raise UserError("says neither when its frames are presented nor how many there are a second")
-    duration = span * frames / (frames - 1) if timed else frames / rate
+    duration = span * frames / (frames - stretches) if timed else frames / rate
     if not 0 < duration < math.inf or frames / duration > MOST_FRAMES_A_SECOND:
         raise UserError(
-            f"{frames:,} frames from {first:g} s to {last:g} s at {rate:g} frames per second by its own account: "
+            f"{frames:,} frames in {span:g} s at {rate:g} frames per second by its own account: "
             "no usable times, rewrite the file with its true frame rate"
         )
     return duration

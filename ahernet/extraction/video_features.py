@@ -87,5 +87,7 @@ class _Assembly:
         end, rows = self._ends.get(video_id), self._rows.get(video_id, {})
         if end is not None and len(rows) == end.clips:
             del self._ends[video_id], self._rows[video_id]
-            features = np.stack([rows[number] for number in range(end.clips)])
+            features = np.empty((end.clips, len(rows[0])), np.float32)
+            for number in range(end.clips):
+                features[number] = rows.pop(number)  # gives the row back: there may be hours of them
             yield ExtractedVideo(video_id, features, end.duration, end.remarks)

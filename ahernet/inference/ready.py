@@ -40,6 +40,7 @@ from ahernet.video_time import unit_to_seconds
 NAMED = 5
 # Rows of a batch, unless one video has more: 1 GiB of 2,048 values in float16.
 MOST_ROWS = 1 << 18
+MOST_WINDOWS = 1 << 16  # of a video: 900 hours in windows of 100 s
 
 OnError = Literal["stop", "skip"]
 
@@ -133,8 +134,10 @@ class ReadyLocalizer:
             self._use_batches_of(self.config.batch_size)
         seconds = _durations(archive, positions, durations, on_error)
         skipped = {archive.ids[position]: "unknown duration" for position in positions[np.isnan(seconds)]}
+        skipped |= _too_long(archive, positions, seconds, self.config, on_error)
         bar.update(len(skipped))
-        positions, seconds = positions[~np.isnan(seconds)], seconds[~np.isnan(seconds)]
+        usable = np.array([archive.ids[position] not in skipped for position in positions], bool)
+        positions, seconds = positions[usable], seconds[usable]
         is_long = (seconds > self.config.window) if self.config.window else np.zeros(len(positions), bool)
         parts, broken = [], []
         with torch.inference_mode(), launches_on(self._device):
@@ -264,6 +267,32 @@ def _show_rate(bar: ProgressBar, seconds: float) -> None:
     bar.hours = getattr(bar, "hours", 0.0) + seconds / 3600
     elapsed = bar.format_dict["elapsed"]
     bar.set_postfix_str(f"{bar.hours / elapsed:,.1f} hours of video/s" if elapsed else "", refresh=False)
+
+
+def _too_long(
+    archive: FeatureArchive,
+    positions: NDArray[np.int64],
+    seconds: NDArray[np.float64],
+    config: InferenceConfig,
+    on_error: OnError,
+) -> dict[str, str]:
+    """Return what is wrong with videos of so many windows that their candidates would fill the memory."""
+    if not config.window:
+        return {}
+    long = np.flatnonzero(seconds > config.window)
+    lengths = archive.lengths[positions[long]]
+    counts = split_into_windows(lengths, seconds[long], config.window, config.window_overlap).counts
+    wrong = {
+        archive.ids[
+            positions[k]
+        ]: f"{seconds[k]:g} s are {count:,} windows of {config.window:g} s, at most {MOST_WINDOWS:,}"
+        for k, count in zip(long.tolist(), counts.tolist(), strict=True)
+        if count > MOST_WINDOWS
+    }
+    if wrong and on_error == "stop":
+        video_id, reason = next(iter(wrong.items()))
+        raise UserError(f"{archive.path}: {video_id!r}: {reason}; give a longer window, or see to its duration")
+    return wrong
 
 
 def _joined(

@@ -448,7 +448,8 @@ def test_a_full_disk_ends_an_import_with_one_line(box, tmp_path, refused):
     features.mkdir()
     np.save(features / "a.npy", np.ones((2000, DIMENSION), np.float32))
     with largest_file(2_000):
-        assert "archive.h5: cannot write" in refused("import", features, "--out", box / "archive.h5")
+        assert "archive.h5.partial: cannot write" in refused("import", features, "--out", box / "archive.h5")
+    assert not list(box.iterdir())
 
 
 def test_a_training_state_that_runs_code_is_refused(world, box, tmp_path, refused):

@@ -1,6 +1,8 @@
+import errno
 import fcntl
 import multiprocessing
 import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,10 +225,64 @@ def test_a_block_for_a_folder_is_entered_by_one_at_a_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(enter, range(32)))
     assert most == [1]
-    with pytest.raises(UserError, match="nowhere: cannot open this folder"), one_at_a_time(tmp_path / "nowhere"):
+    gone = pytest.raises(UserError, match="nowhere: another process has just removed it")
+    with gone, one_at_a_time(tmp_path / "nowhere"):
         pass
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a file name"):
         check_output_file(tmp_path / ("x" * 300))
+
+
+def without_locks(monkeypatch, code, files=False):
+    """Refuse to lock folders, as network file systems do, and files as well, as those without a lock service do."""
+    lock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+NO_LOCKS = [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL]
+
+
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_where_folders_cannot_be_locked_a_file_in_them_keeps_others_out(tmp_path, monkeypatch, code):
+    without_locks(monkeypatch, code)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    (tmp_path / ".a.tmp").touch()
+    with claim_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(BusyFolder, match="another process is writing there"), claim_folder(tmp_path):
+            pass
+    with claim_folder(tmp_path):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_a_lock_file_that_its_owner_has_removed_keeps_nobody_out_and_is_noticed(tmp_path, monkeypatch):
+    without_locks(monkeypatch, errno.EBADF)
+    lock = fcntl.flock
+
+    def lock_late(descriptor, operation):
+        lock(descriptor, operation)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with pytest.raises(BusyFolder, match="just removed it"), claim_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_a_file_system_without_locks_is_one_error_that_says_what_to_do(tmp_path, monkeypatch, code):
+    without_locks(monkeypatch, code, files=True)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    message = rf"cannot lock files there \({os.strerror(code)}\), .*another file system"
+    with pytest.raises(UserError, match=message), claim_folder(tmp_path):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert not list(tmp_path.iterdir())

@@ -1,3 +1,4 @@
+import errno
 import math
 import multiprocessing
 import os
@@ -606,8 +607,92 @@ def test_real_features_survive(tmp_path):
         np.testing.assert_array_equal(rows[:89], videos["tennis26"])
 
 
-def test_reading_uses_no_more_threads_than_said(three):
+@pytest.fixture
+def several_threads(monkeypatch):
+    """Threads also for a few bytes, however few cores there are."""
+    monkeypatch.setattr(archive_rows, "SHARE_BYTES", 16)
+    monkeypatch.setattr(archive_rows, "READ_THREADS", 3)
+
+
+def test_reading_uses_no_more_threads_than_said(three, several_threads):
     with open_archive(three[0]) as archive:
         archive.read([0, 1, 2] * 20)
         running = [thread for thread in threading.enumerate() if thread.name.startswith("archive")]
-        assert 0 < len(running) <= archive_rows.READ_THREADS
+        assert 0 < len(running) < archive_rows.READ_THREADS
+
+
+def test_rows_are_read_to_where_a_page_begins(three):
+    with open_archive(three[0]) as archive:
+        for positions in ([0], [2, 1], [0, 1, 2] * 50):
+            assert archive.read(positions)[0].ctypes.data % archive_rows.PAGE_BYTES == 0
+
+
+@settings(deadline=None)
+@given(order=st.lists(st.integers(0, 2), min_size=1, max_size=12), data=st.data())
+def test_spans_in_any_order_are_what_slices_of_the_videos_are(tmp_path_factory, order, data):
+    videos = {"a": ramp(3), "b": ramp(1, start=100), "c": ramp(5, start=200)}
+    path = write(tmp_path_factory.mktemp("spans") / "a.h5", videos, dtype="float32")
+    arrays = list(videos.values())
+    first = [data.draw(st.integers(0, len(arrays[k]))) for k in order]
+    last = [data.draw(st.integers(start, len(arrays[k]))) for k, start in zip(order, first, strict=True)]
+    expected = np.concatenate([arrays[k][i:j] for k, i, j in zip(order, first, last, strict=True)])
+    with pytest.MonkeyPatch.context() as patch, open_archive(path) as archive:
+        patch.setattr(archive_rows, "SHARE_BYTES", 16)
+        patch.setattr(archive_rows, "READ_THREADS", 3)
+        rows, offsets = archive.read_spans(order, np.array(first), np.array(last))
+    np.testing.assert_array_equal(rows, expected)
+    assert np.diff(offsets).tolist() == [j - i for i, j in zip(first, last, strict=True)]
+
+
+def test_neighbours_in_file_and_memory_are_read_at_once_and_others_are_not(three, monkeypatch):
+    lengths = []
+
+    def counted(descriptor, buffers, place, how):
+        lengths.append(len(buffers[0]))
+        return preadv(descriptor, buffers, place, how)
+
+    preadv = os.preadv
+    with open_archive(three[0]) as archive:
+        monkeypatch.setattr(os, "preadv", counted)
+        archive.read([0, 1, 2])
+        row_bytes = archive.dimension * archive.dtype.itemsize
+        assert lengths == [int(archive.offsets[-1]) * row_bytes]
+        lengths.clear()
+        archive.read([2, 0, 1])
+        assert lengths == [int(archive.lengths[2]) * row_bytes, int(archive.offsets[2]) * row_bytes]
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP])
+def test_what_is_not_in_the_cache_is_announced_and_waited_for(three, monkeypatch, code):
+    announced = []
+
+    def not_cached(descriptor, buffers, place, how):
+        if how:
+            raise OSError(code, os.strerror(code))
+        return preadv(descriptor, buffers, place)
+
+    preadv = os.preadv
+    path, videos = three
+    with open_archive(path) as archive:
+        monkeypatch.setattr(os, "preadv", not_cached)
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, place, length, advice: announced.append(length))
+        rows, _ = archive.read([2, 0])
+        assert announced == [archive.lengths[k] * archive.dimension * archive.dtype.itemsize for k in (2, 0)]
+    arrays = [features for features, _ in videos.values()]
+    np.testing.assert_array_equal(rows, np.concatenate([arrays[2], arrays[0]]).astype(rows.dtype))
+
+
+def test_the_video_that_cannot_be_read_is_named_among_neighbours(three, monkeypatch):
+    def broken(descriptor, buffers, place, how):
+        if place >= bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, [buffers[0][: bad - place]], place, how)
+
+    preadv = os.preadv
+    with open_archive(three[0]) as archive:
+        start = archive.source._offset
+        bad = start + int(archive.offsets[1]) * archive.dimension * archive.dtype.itemsize
+        monkeypatch.setattr(os, "preadv", broken)
+        with pytest.raises(UserError) as caught:
+            archive.read([0, 1, 2])
+        assert str(caught.value) == f"{three[0]}: cannot read video {archive.ids[1]!r} (Input/output error)"

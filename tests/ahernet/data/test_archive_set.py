@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ahernet.data import archive_rows
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_set import archive_files, open_features, write_manifest
 from ahernet.data.archive_writer import ArchiveWriter
@@ -189,3 +190,21 @@ def test_a_folder_without_manifest_says_so(tmp_path):
         UserError, match=r"a folder without manifest\.json, expected a feature archive or a folder of archives"
     ):
         open_features(tmp_path)
+
+
+def test_a_read_by_several_threads_crosses_files_and_names_the_file_that_breaks_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive_rows, "SHARE_BYTES", 16)
+    monkeypatch.setattr(archive_rows, "READ_THREADS", 3)
+    row = write(tmp_path / "0.h5", ["v0", "v1", "v2"])
+    write(tmp_path / "1.h5", ["v3", "v4", "v5"], row)
+    starts, lengths = [0, 1, 3, 6, 7, 9], [1, 2, 3, 1, 2, 3]
+    rows = [np.tile(starts[k] + np.arange(lengths[k])[:, None], DIMENSION) for k in range(6)]
+    write_manifest(tmp_path / "set.json", [tmp_path / "0.h5", tmp_path / "1.h5"])
+    order = [2, 3, 4, 0, 5, 1, 1]
+    with open_features(tmp_path / "set.json") as archive:
+        np.testing.assert_array_equal(archive.read(order)[0], np.concatenate([rows[k] for k in order]))
+        with (tmp_path / "1.h5").open("r+b") as file:
+            file.truncate(archive.source._sources[1]._offset + 4 * 2 * DIMENSION)
+        np.testing.assert_array_equal(archive.read([3, 0])[0], np.concatenate([rows[3], rows[0]]))
+        with pytest.raises(UserError, match=r"1\.h5: the file ends inside video 'v4'"):
+            archive.read(order)

@@ -480,7 +480,7 @@ def test_a_full_disk_is_no_bad_video(folder, tmp_path, monkeypatch):
     def full(*_):
         raise UserError("out.h5: cannot write (No space left on device)")
 
-    monkeypatch.setattr("ahernet.data.archive_writer.ArchiveWriter.add", full)
+    monkeypatch.setattr("ahernet.data.archive_journal.ArchiveJournal.append", full)
     with pytest.raises(UserError, match="No space left"):
         run(folder, on_error="skip")
 

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from collections import Counter
@@ -105,3 +106,81 @@ def test_leaving_early_stops_the_threads_and_unforeseen_errors_come_through():
     with pytest.raises(ZeroDivisionError), decode_ahead(decode, [("bad", Path("20.x"))], workers=2, ahead=2) as events:
         list(events)
     assert threading.active_count() == before
+
+
+class Timed:
+    """Decodes to grey frames that are presented at these times."""
+
+    name = "timed"
+
+    def __init__(self, times, rate=float("nan")):
+        self.times, self.declared_rate = times, rate
+        self.declared_frames, self.declared_duration, self.damaged = 0, float("nan"), 0
+
+    @contextmanager
+    def open(self, path, framing):
+        yield self
+
+    def frames(self):
+        for time_ in self.times:
+            yield Frame(time_, np.zeros((16, 16, 3), np.uint8))
+
+
+def end_of(times, rate=float("nan")):
+    return list(clips_by(Timed(times, rate))("v", Path("v.mp4")))[-1]
+
+
+def seconds(count, start=0.0):
+    return [start + k / 25 for k in range(count)]
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 5])
+def test_recordings_behind_one_another_whose_times_begin_anew_last_as_long_as_all(pieces):
+    end = end_of(seconds(50) * pieces)
+    assert end.duration == pytest.approx(2.0 * pieces)
+    assert f"times jump back {pieces - 1} times" in end.remarks[0]
+
+
+def test_times_that_jump_back_by_hours_count_no_hours():
+    end = end_of(seconds(50, 36_000.0) + seconds(50, -5000.0))
+    assert end.duration == pytest.approx(4.0)
+
+
+def test_frames_that_change_places_are_no_jump():
+    times = seconds(51)
+    times[10:20] = times[10:20][::-1]
+    end = end_of(times)
+    assert end.duration == pytest.approx(51 / 25)
+    assert end.remarks == ()
+
+
+def test_a_pause_between_frames_is_said():
+    end = end_of(seconds(50) + seconds(50, 7200.0))
+    assert end.duration == pytest.approx(7202.0 * 100 / 99, rel=1e-3)
+    assert end.remarks == ("no frame for 7,198.0 s, which the rows do not show",)
+    assert end_of([5.0 * k for k in range(40)]).remarks == ()  # slides
+
+
+@pytest.mark.parametrize(
+    ("times", "rate"),
+    [
+        ([float("nan")] * 40, 0.0),
+        ([float("nan")] * 40, float("nan")),
+        ([float("nan")] * 40, 1e9),
+        ([float("nan")] * 40, float("inf")),
+        ([float("nan")] * 40, -25.0),
+        ([1.0] * 40, 1e9),
+        ([k * 1e-9 for k in range(40)], 25.0),
+    ],
+)
+def test_times_and_rates_that_cannot_be_are_one_reason(times, rate):
+    end = end_of(times, rate)
+    assert isinstance(end, FailedVideo)
+    assert "no usable times" in end.reason or "says neither" in end.reason
+
+
+def test_a_video_without_end_is_refused_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr("ahernet.extraction.decoding.MOST_CLIPS", 100)
+    *clips, end = clips_by(Timed(k / 25 for k in itertools.count()))("v", Path("v.mp4"))
+    assert len(clips) == 100
+    assert end == FailedVideo("v", "has more than 100 clips; cut it into parts, or give a larger --clip-stride")

@@ -1,4 +1,5 @@
 import math
+import resource
 from pathlib import Path
 
 import av
@@ -7,6 +8,7 @@ import pytest
 from small_videos import brightness, write_video
 
 from ahernet.errors import UserError
+from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Framing
 
@@ -212,7 +214,37 @@ def test_real_videos_decode_whole(name, real_data):
     frames, video = decoded(path)
     count, seconds = REAL[name]
     assert len(frames) == count
-    duration = duration_of(count, frames[0].time, frames[-1].time, video.declared_rate)
+    duration = duration_of(count, frames[-1].time - frames[0].time, 1, video.declared_rate)
     assert duration == pytest.approx(seconds, abs=0.02)
     assert remarks_on(video, count, duration) == ()
     assert not any(math.isnan(frame.time) for frame in frames)
+
+
+def field(content: bytes, box: bytes, offset: int, value: int) -> bytes:
+    """Overwrite four bytes in the first box of an MP4 file, counted from behind its name."""
+    at = content.index(box) + 4 + offset
+    return content[:at] + value.to_bytes(4, "big") + content[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("box", "offset", "value", "duration", "told"),
+    [
+        (b"mvhd", 16, 0xFFFFFFF0, 1.6, ""),  # a thousand hours, by the header
+        (b"mdhd", 16, 0xFFFFFFF0, 1.6, ""),
+        (b"stts", 4, 0x7FFFFFFF, None, "not a readable video"),  # entries of a table
+        (b"stts", 8, 0x7FFFFFFF, 1.6, "40 of 2,147,483,647 frames"),
+        (b"stsz", 8, 0x7FFFFFFF, None, "not a readable video"),
+        (b"mdhd", 12, 0, None, "1 of 40 frames"),  # units of no seconds
+        (b"mdhd", 12, 0xFFFFFFFF, None, "1 of 40 frames"),
+        (b"stts", 12, 0x7FFFFFFF, None, "1 of 40 frames"),  # time from frame to frame
+    ],
+)
+def test_headers_that_lie_are_told_or_do_not_matter(box, offset, value, duration, told, tmp_path):
+    content = write_video(tmp_path / "a.mp4", 40).read_bytes()
+    (tmp_path / "b.mp4").write_bytes(field(content, box, offset, value))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    *_, end = ClipDecoder(PyAVDecoder(), FRAMING, 16, 8)("b", tmp_path / "b.mp4")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+    if duration is not None:
+        assert end.duration == pytest.approx(duration)
+    assert told in (end.reason if isinstance(end, FailedVideo) else "; ".join(end.remarks))

@@ -20,7 +20,12 @@ from ahernet.extraction.video import duration_of, remarks_on
     ],
 )
 def test_a_video_lasts_as_long_as_its_frames_are_presented(frames, first, last, rate, seconds):
-    assert duration_of(frames, first, last, rate) == pytest.approx(seconds)
+    assert duration_of(frames, last - first, 1, rate) == pytest.approx(seconds)
+
+
+def test_each_stretch_of_times_has_a_last_frame():
+    assert duration_of(100, 2 * 1.96, 2, 25.0) == pytest.approx(4.0)
+    assert duration_of(2, 0.0, 2, 25.0) == pytest.approx(0.08)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,7 @@ def test_a_video_lasts_as_long_as_its_frames_are_presented(frames, first, last, 
 )
 def test_times_that_make_no_sense_are_refused(frames, last, rate):
     with pytest.raises(UserError, match=r"no usable times|neither when its frames are presented"):
-        duration_of(frames, 0.0, last, rate)
+        duration_of(frames, last, 1, rate)
 
 
 class Declared:

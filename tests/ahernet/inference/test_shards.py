@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -307,3 +309,14 @@ def test_processes_that_die_are_reported_and_what_is_finished_stays(job):
     (job.checkpoint / "checkpoint.json").unlink()
     with tqdm(disable=True) as bar, pytest.raises(UserError, match="2 of 2 processes ended with exit code 2; what is"):
         on_this_machine(job, shards, "cpu", 2, bar)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_error(job, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(UserError, match=rf"found: cannot lock files there \({os.strerror(code)}\)"):
+        run(job)
+    assert not list(job.folder.glob("part-*"))

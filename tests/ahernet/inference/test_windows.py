@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_references import DURATIONS, LENGTHS, suppressed
+from inference_references import DURATIONS, LENGTHS, suppressed, write_archive
 
 from ahernet.config import InferenceConfig
+from ahernet.data.archive import open_archive
+from ahernet.errors import UserError
 from ahernet.inference import windows as module
 from ahernet.inference.localize import localize
 from ahernet.inference.ready import inference_step
@@ -101,3 +103,18 @@ def test_videos_are_merged_in_order_and_within_the_bound(counts, most):
     assert ranges[-1][1] == len(counts)
     for first, last in ranges:
         assert last == first + 1 or max(counts[first:last]) * (last - first) <= most
+
+
+@pytest.mark.parametrize("seconds", [1e6, 1e300, 1.7e308])
+def test_a_duration_of_too_many_windows_is_an_error_or_skipped_by_name(
+    tmp_path, checkpoint, monkeypatch, seconds, capsys
+):
+    monkeypatch.setattr("ahernet.inference.ready.MOST_WINDOWS", 500)
+    config = InferenceConfig(window=100.0)
+    path = write_archive(tmp_path / "a.h5", (*DURATIONS[:2], seconds, *DURATIONS[3:]))
+    with open_archive(path) as archive:
+        with pytest.raises(UserError, match=r"'video2': .* s are [\d,]+ windows of 100 s, at most 500; give a longer"):
+            localize(archive, checkpoint, config, device="cpu", progress=False)
+        found = localize(archive, checkpoint, config, device="cpu", progress=False, on_error="skip")
+    assert found.video_ids == ("video0", "video1", "video3", "video4")
+    assert "left out 1 videos: 'video2'" in capsys.readouterr().err
