@@ -73,13 +73,13 @@ def _watch_flushes(folder: Path, reached: Callable[[str], None]) -> None:
 
 
 def _watch_appending(reached: Callable[[str], None]) -> None:
-    append = ahernet.data.archive_journal._append
+    write = ahernet.data.archive_journal._write
 
-    def append_in_halves(file, content):  # type: ignore[no-untyped-def]
+    def write_in_halves(file, content):  # type: ignore[no-untyped-def]
         whole = memoryview(content).cast("B")
-        append(file, whole[: len(whole) // 2])
+        write(file, whole[: len(whole) // 2])
         reached(f"within a write to {_kind(file.name)}")
-        append(file, whole[len(whole) // 2 :])
+        write(file, whole[len(whole) // 2 :])
 
     def log_in_halves(log, entries):  # type: ignore[no-untyped-def]
         text = "".join(map(log_line, entries))
@@ -89,7 +89,7 @@ def _watch_appending(reached: Callable[[str], None]) -> None:
         log.write(text[len(text) // 2 :])
         log.flush()
 
-    ahernet.data.archive_journal._append = append_in_halves
+    ahernet.data.archive_journal._write = write_in_halves
     ahernet.training.trainer.append_to_log = log_in_halves
 
 
