@@ -23,7 +23,7 @@ Activation = Literal["none", "relu", "leaky_relu", "elu"]
 UntrimmedUse = Literal["none", "proposals", "transfer", "supervised"]
 MomentUse = Literal["none", "classified", "localized"]
 Context = Literal["none", "background", "pretrained", "adversarial"]
-Shares = Literal["range", "untrimmed"]
+Shares = Literal["range", "untrimmed", "durations"]
 ClassCells = Literal["foreground", "all"]
 OverlapAnchors = Literal["all", "hard"]
 Suppression = Literal["hard", "linear", "gaussian"]
@@ -121,6 +121,8 @@ class ModelConfig(_Section):
         transfer_activation: activation after each of them.
         centre_scale: alpha1 of eq. 5.
         width_scale: alpha2 of eq. 5.
+        mirrored_context: the generators read a moment backwards, so that what they put next to one of its ends follows
+            from that end, and not from the other one.
     """
 
     section: ClassVar[str] = "model"
@@ -134,6 +136,7 @@ class ModelConfig(_Section):
     transfer_activation: Activation = "elu"
     centre_scale: float = _setting(1.0, above=0)
     width_scale: float = _setting(1.0, above=0)
+    mirrored_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,10 @@ class MethodConfig(_Section):
             has no generators.
         pretrain_adversaries: generators that learn to be adversarial begin with these iterations, too; if false they
             begin from scratch (the paper).
-        shares: share of a synthetic video that its moment fills: log-uniform in a "range", or as the ground truths of
-            "untrimmed" videos fill theirs.
+        shares: share of a synthetic video that its moment fills: log-uniform in a "range"; as the ground truths of
+            "untrimmed" videos fill theirs; or by "durations": as the moment would fill an untrimmed video.
+        neighbours: where a ground truth of an untrimmed video has a next one, a synthetic video holds a second moment
+            at that distance, if there is room for it.
         real_residual: to generated context is added what the generators miss of the real context of a foreground
             segment.
         adversarial_backbone: L_adD trains the backbone together with the discriminators (the paper), or, if false,
@@ -176,6 +181,7 @@ class MethodConfig(_Section):
     real_residual: bool = False
     adversarial_backbone: bool = True
     shares: Shares = "range"
+    neighbours: bool = False
     minimum_share: float = _setting(0.7, above=0, maximum=1)
     maximum_share: float = _setting(0.95, above=0, maximum=1)
 
@@ -410,11 +416,15 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
 _TUNED = Config(
     preset="tuned",
     # Each ELU cuts large weights at -1, which costs novel classes a third of what their segment-level weights know.
-    model=ModelConfig(transfer_activation="none"),
+    # What lies next to the beginning of a moment has more to do with its beginning than with its end: where context
+    # does not, networks take moments by the seam, and real actions have none.
+    model=ModelConfig(transfer_activation="none", mirrored_context=True),
     method=MethodConfig(
-        # 0.70 to 0.95 never shows a short action in context. Drawn as the base classes fill their videos, nothing is
-        # left to choose.
-        shares="untrimmed",
+        # 0.70 to 0.95 never shows a short action in context. At the pace of real videos nothing is left to choose, and
+        # nothing that is seen in training goes at another speed than what is to be found.
+        shares="durations",
+        # Alone in its video, a moment never teaches where one action ends and the next begins.
+        neighbours=True,
         # As the recorded runs have it; beginning from scratch, as the paper does, gives the same.
         pretrain_adversaries=True,
         # A backbone that learns to tell real from synthetic background learns what must not matter.

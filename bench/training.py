@@ -53,8 +53,8 @@ class Training:
         moments = SegmentBatch(names, *rows(max(2, mean_rows // 6), 2), number % novel)
         steps = self.config.model.steps
         length = (steps * (0.7 + 0.25 * torch.rand(self.videos, generator=torch.Generator().manual_seed(0)))).long()
-        placement = Placement(((steps - length) // 2).to(device), length.to(device))
-        return IterationBatch(untrimmed, foregrounds, None, moments, placement)
+        placement = Placement(((steps - length) // 2)[:, None].to(device), length[:, None].to(device))
+        return IterationBatch(untrimmed, foregrounds, None, moments, None, placement)
 
     def call(self, batch: IterationBatch) -> Tensor:
         """Return the sum of the losses of all steps, having done everything else."""

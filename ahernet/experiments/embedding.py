@@ -19,6 +19,7 @@ from typing import Any
 import ahernet_kernels as kernels
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -158,7 +159,9 @@ def _synthetic_cells(
             batch = read_iteration(training_set, moments, config, iteration)
             sequence, ground_truth = synthetic_videos(generators, config, batch)
             features = _cells(checkpoint, sequence)
-            spans = ground_truth.segments.double().numpy()[:, None]  # one moment a video
+            spans = rearrange(
+                ground_truth.segments.double().numpy(), "(b moment) ends -> b moment ends", b=len(sequence)
+            )
             foreground, background = _inside_and_outside(list(spans), features.shape[1])
             inside.append(features[foreground])
             outside.append(features[background])

@@ -1,4 +1,4 @@
-"""Figures of the paper: networks are trained and kept, then looked into, seed by seed."""
+"""Figures of the paper, and what needs trained networks like these: kept, then looked into, seed by seed."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -8,7 +8,7 @@ from typing import Any
 
 from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
-from ahernet.experiments import embedding, layers, side_by_side
+from ahernet.experiments import added, embedding, layers, side_by_side
 from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
 from ahernet.experiments.setting import Data, Setting
 from ahernet.experiments.table import make_units, provenance
@@ -41,6 +41,7 @@ FIGURES = {
     "timelines": Figure(
         side_by_side.RUNS, side_by_side.measure_timelines, side_by_side.format_timelines, side_by_side.draw_results
     ),
+    "added": Figure(added.RUNS, added.measure_added, added.format_added, added.draw_added),
 }
 
 

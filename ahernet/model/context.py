@@ -12,18 +12,21 @@ class ContextGenerators(nn.Module):
     """G1 and G2: two convolutions each that map a moment to what comes before it and what comes after.
 
     The first keeps the length and halves the channels, the second halves the length and restores the channels.
-    There is no noise: context follows from the moment.
+    There is no noise: context follows from the moment. Each step of it sees a few steps of the moment, and which ones
+    is a matter of place: as the paper has it, the last steps before a moment follow from its end. `mirrored_context`
+    turns the moment around, as padding by reflection does: they follow from its beginning.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = max(config.minimum_channels, config.feature_dimension // 2)
+        self.mirrored = config.mirrored_context
         self.before = _generator(config.feature_dimension, hidden)
         self.after = _generator(config.feature_dimension, hidden)
 
     def forward(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Map moments (B, S, D) to the context before and after, (B, ceil(S / 2), D) each."""
-        x = moment.transpose(1, 2)
+        x = (moment.flip(1) if self.mirrored else moment).transpose(1, 2)
         return self.before(x).transpose(1, 2), self.after(x).transpose(1, 2)
 
 
@@ -38,7 +41,7 @@ def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, len
         moment: (B, S, D).
         after: (B, K, D).
         first: (B,) int64, step at which the moment starts.
-        length: (B,) int64, steps of the moment, at least 1; first + length <= steps.
+        length: (B,) int64, steps of the moment; first + length <= steps.
         steps: length of the synthetic videos.
 
     Returns:
@@ -46,6 +49,21 @@ def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, len
     """
     lengths = torch.stack([first, length, steps - first - length], dim=1)
     return kernels.stretch(before, moment, after, lengths, steps)
+
+
+def join_neighbours(one: Tensor, other: Tensor, first: Tensor, length: Tensor) -> Tensor:
+    """Return `one` up to the middle between its moment and that of `other`, and `other` from there on.
+
+    Args:
+        one: (B, steps, D) synthetic videos.
+        other: of the same shape, with a later moment.
+        first: (B, 2) int64, where the moments of `one` and `other` start.
+        length: (B, 2) int64, their lengths; where the second is 0, the video is `one` alone.
+    """
+    steps = one.shape[1]
+    middle = (first[:, 0] + length[:, 0] + first[:, 1]) // 2
+    middle = middle.where(length[:, 1] > 0, steps)
+    return one.where((torch.arange(steps, device=one.device) < middle[:, None])[:, :, None], other)
 
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:

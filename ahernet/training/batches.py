@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -111,13 +111,32 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @cached_property
+    def row_lengths(self) -> NDArray[np.int64]:
+        """(V,) feature rows of the videos."""
+        lengths: NDArray[np.int64] = self.archive.lengths[self.positions]
+        return lengths
+
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """(G,) the video of each segment."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @cached_property
+    def next_segments(self) -> NDArray[np.int64]:
+        """(G,) the segment of the same video that starts next, -1 where there is none."""
+        order = np.lexsort((self.segments[:, 0], self.owners))
+        following = np.full(len(order), -1)
+        same = self.owners[order[1:]] == self.owners[order[:-1]]
+        following[order[:-1][same]] = order[1:][same]
+        return following
+
     def fingerprint(self) -> str:
         """Return a hash of the videos, their lengths and their ground truth; the features are not read."""
         digest = hashlib.sha256()
         digest.update("\0".join(self.classes).encode())
         digest.update("\0".join(self.archive.ids[position] for position in self.positions).encode())
-        lengths = np.diff(self.archive.offsets)[self.positions]
-        for column in (lengths, self.segments, self.labels, self.offsets):
+        for column in (self.row_lengths, self.segments, self.labels, self.offsets):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 

@@ -28,7 +28,10 @@ Phase = Literal["localizer", "generators", "main"]
 
 
 class Placement(NamedTuple):
-    """Where the moments of a batch lie in their synthetic videos: `first` step and `length` in steps, (B,) int64."""
+    """Where moments lie in their synthetic videos: `first` step and `length` in steps, (B, M) int64.
+
+    M is 1, or 2 where videos may hold a neighbour of their moment; its length is 0 where they do not.
+    """
 
     first: Tensor
     length: Tensor
@@ -45,6 +48,7 @@ class IterationBatch(NamedTuple):
     foregrounds: SegmentBatch | None
     surroundings: Surroundings | None
     moments: SegmentBatch | None
+    neighbours: SegmentBatch | None
     placement: Placement | None
 
     def to(self, device: torch.device) -> "IterationBatch":
@@ -54,6 +58,7 @@ class IterationBatch(NamedTuple):
             self.foregrounds and self.foregrounds.to(device),
             self.surroundings and self.surroundings.to(device),
             self.moments and self.moments.to(device),
+            self.neighbours and self.neighbours.to(device),
             self.placement and self.placement.to(device),
         )
 
@@ -111,7 +116,7 @@ def read_iteration(
     part = ranks.part(config.training.batch_size)
     method, settings, phase = config.method, config.training, phase_of(config.method, iteration)
     main = phase == "main"
-    videos = foregrounds = surroundings = clips = placement = None
+    videos = foregrounds = surroundings = clips = neighbours = placement = None
     if not main or method.untrimmed != "none":
         videos = untrimmed.read(untrimmed.members(settings.seed, iteration, settings.batch_size)[part])
         if phase != "localizer":
@@ -120,26 +125,51 @@ def read_iteration(
             if phase == "generators" or (main and uses_real_context(config)):
                 surroundings = cut_surroundings(videos, chosen)
     if main and moments is not None:
-        clips = moments.read(moments.members(settings.seed, iteration, settings.batch_size)[part])
+        members = moments.members(settings.seed, iteration, settings.batch_size)
+        clips = moments.read(members[part])
         if method.moments == "localized" and method.context != "none":
-            placement = Placement(*(drawn[part] for drawn in draw_placement(config, untrimmed, iteration)))
-    return IterationBatch(videos, foregrounds, surroundings, clips, placement)
+            shown = members[:, None]
+            if method.neighbours:
+                shown = np.stack([members, np.roll(members, -1)], axis=1)
+                neighbours = moments.read(shown[part, 1])
+            drawn = draw_placement(config, untrimmed, moments.row_lengths(shown), iteration)
+            placement = Placement(*(values[part] for values in drawn))
+    return IterationBatch(videos, foregrounds, surroundings, clips, neighbours, placement)
 
 
-def draw_placement(config: Config, untrimmed: TrainingSet, iteration: int) -> Placement:
-    """Draw how much of its synthetic video each moment of a batch fills (`method.shares`) and where it lies (uniform).
+def draw_placement(
+    config: Config, untrimmed: TrainingSet, moment_lengths: NDArray[np.int64], iteration: int
+) -> Placement:
+    """Draw where the moments of each synthetic video of a batch lie: how long (`method.shares`), and where (uniform).
 
-    Depends on nothing but the arguments.
+    Each video is modelled on a ground truth of an untrimmed one, drawn at random. Depends on nothing but the arguments.
+
+    Args:
+        config: of the run.
+        untrimmed: videos to draw from.
+        moment_lengths: (B, M) feature rows of the moments: M is 2 with `method.neighbours`, else 1.
+        iteration: of the run.
     """
-    method, steps, batch_size = config.method, config.model.steps, config.training.batch_size
+    method, steps = config.method, config.model.steps
+    videos, count = moment_lengths.shape
     random = np.random.default_rng([config.training.seed, iteration, PLACEMENT_STREAM])
-    draws: NDArray[np.float64] = random.random((2, batch_size))
+    draws: NDArray[np.float64] = random.random((1 + count, videos))
+    chosen = np.floor(draws[0] * len(untrimmed.segments)).astype(np.int64)
+    models = np.stack([chosen, untrimmed.next_segments[chosen]][:count], axis=1)
     if method.shares == "untrimmed":
-        chosen = untrimmed.segments[np.floor(draws[0] * len(untrimmed.segments)).astype(np.int64)]
-        share = chosen[:, 1] - chosen[:, 0]
+        share = untrimmed.segments[models, 1] - untrimmed.segments[models, 0]
+    elif method.shares == "durations":
+        share = moment_lengths / untrimmed.row_lengths[untrimmed.owners[chosen], None]
     else:
         low, high = math.log(method.minimum_share), math.log(method.maximum_share)
-        share = np.exp(low + (high - low) * draws[0])
+        share = np.exp(low + (high - low) * draws[[0, 2][:count]].T)
     length = np.clip(np.rint(steps * share), 1, steps).astype(np.int64)
-    first = np.floor(draws[1] * (steps - length + 1)).astype(np.int64)
-    return Placement(torch.from_numpy(first), torch.from_numpy(length))
+    gap = np.zeros(videos, np.int64)
+    if count == 2:
+        distance = untrimmed.segments[models[:, 1], 0] - untrimmed.segments[models[:, 0], 1]
+        gap = np.rint(steps * np.maximum(distance, 0)).astype(np.int64)
+        together = (models[:, 1] >= 0) & (distance >= 0) & (length.sum(axis=1) + gap <= steps)
+        length[~together, 1] = gap[~together] = 0
+    first = np.floor(draws[1] * (steps - length.sum(axis=1) - gap + 1)).astype(np.int64)
+    starts = np.stack([first, first + length[:, 0] + gap][:count], axis=1)
+    return Placement(torch.from_numpy(starts), torch.from_numpy(length))

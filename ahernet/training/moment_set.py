@@ -70,6 +70,11 @@ class MomentSet:
         """Return the moments (rows of `positions`) of one batch; depends on nothing but the arguments."""
         return batch_members(seed, iteration, batch_size, len(self), MOMENT_STREAM)
 
+    def row_lengths(self, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many feature rows some moments have."""
+        lengths: NDArray[np.int64] = self.archive.lengths[self.positions[members]]
+        return lengths
+
     def read(self, members: NDArray[np.int64]) -> SegmentBatch:
         """Read the features and labels of some moments."""
         positions = self.positions[members].tolist()

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ahernet.config import Config
-from ahernet.model.context import ContextGenerators, synthesize
+from ahernet.model.context import ContextGenerators, join_neighbours, synthesize
 from ahernet.model.discriminator import Discriminators
 from ahernet.model.heads import ClassWeights, class_logits
 from ahernet.model.localizer import Localizer, Outputs
@@ -281,20 +281,27 @@ def _synthetic_video(
 ) -> tuple[Tensor, GroundTruth]:
     """Make the moments of a batch whole videos (B, steps, D) with their ground truth."""
     assert batch.moments is not None
-    steps, labels = config.model.steps, batch.moments.labels
+    steps, labels = config.model.steps, batch.moments.labels[:, None]
     if batch.placement is None:
         first, length = torch.zeros_like(labels), torch.full_like(labels, steps)
         sequence = kernels.resample(batch.moments.rows, batch.moments.offsets, steps)
         return sequence, synthetic_ground_truth(first, length, labels, steps)
     first, length = batch.placement
-    if contexts is not None and config.method.context == "background":
-        before, after = contexts.background(config.training.batch_size, ranks)
-    else:
-        before, after = generators(moment)
-        if contexts is not None and config.method.real_residual:
-            missed_before, missed_after = contexts.missed()
-            before, after = before + missed_before, after + missed_after
-    sequence = synthesize(before, moment, after, first, length, steps)
+
+    def around(shown: Tensor, place: int) -> Tensor:
+        if contexts is not None and config.method.context == "background":
+            before, after = contexts.background(config.training.batch_size, ranks)
+        else:
+            before, after = generators(shown)
+            if contexts is not None and config.method.real_residual:
+                missed_before, missed_after = contexts.missed()
+                before, after = before + missed_before, after + missed_after
+        return synthesize(before, shown, after, first[:, place], length[:, place], steps)
+
+    sequence = around(moment, 0)
+    if batch.neighbours is not None:
+        sequence = join_neighbours(sequence, around(_resample(batch.neighbours, config), 1), first, length)
+        labels = torch.cat([labels, batch.neighbours.labels[:, None]], dim=1)
     return sequence, synthetic_ground_truth(first, length, labels, steps)
 
 
@@ -339,9 +346,20 @@ def _synthetic(
 
 
 def synthetic_ground_truth(first: Tensor, length: Tensor, labels: Tensor, steps: int) -> GroundTruth:
-    """Return the ground truth of synthetic videos: exactly where `synthesize` puts the moments."""
-    segments = torch.stack([first, first + length], dim=1) / steps
-    return GroundTruth(segments, labels, torch.arange(len(labels) + 1, device=labels.device))
+    """Return the ground truth of synthetic videos: exactly where `synthesize` puts the moments.
+
+    Args:
+        first: (B, M) int64, step at which each moment starts.
+        length: (B, M) int64; a moment without a step is an empty ground truth with the label of the first one, which
+            matches no anchor and leaves its video with the labels that it has.
+        labels: (B, M) int64.
+        steps: length of the videos.
+    """
+    shown = length > 0
+    segments = torch.stack([first.where(shown, 0), (first + length).where(shown, 0)], dim=2) / steps
+    labels = labels.where(shown, labels[:, :1])
+    offsets = torch.arange(len(labels) + 1, device=labels.device) * labels.shape[1]
+    return GroundTruth(segments.flatten(0, 1), labels.flatten(), offsets)
 
 
 def _resample(segments: SegmentBatch, config: Config) -> Tensor:

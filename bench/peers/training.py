@@ -71,7 +71,7 @@ def synthesized(networks: Networks, config: Config, batch: IterationBatch, momen
     """Moments between their generated contexts, each piece of each video resampled to its place."""
     before, after = networks.generators(moment)
     steps, videos = config.model.steps, []
-    for number, (first, length) in enumerate(zip(*(x.tolist() for x in batch.placement), strict=True)):
+    for number, (first, length) in enumerate(zip(*(x[:, 0].tolist() for x in batch.placement), strict=True)):
         pieces = ((before[number], first), (moment[number], length), (after[number], steps - first - length))
         whole = [resampled(x, torch.tensor([0, len(x)]), size)[0] for x, size in pieces if size]
         videos.append(torch.cat(whole))
@@ -79,7 +79,7 @@ def synthesized(networks: Networks, config: Config, batch: IterationBatch, momen
 
 
 def moments_as_truths(config: Config, batch: IterationBatch) -> tuple[Tensor, Tensor, Tensor]:
-    first, length = batch.placement
+    first, length = (x[:, 0] for x in batch.placement)
     segments = torch.stack([first, first + length], dim=1) / config.model.steps
     return segments, batch.moments.labels, torch.arange(len(first) + 1)
 

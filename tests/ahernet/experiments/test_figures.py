@@ -12,7 +12,7 @@ from ahernet.commands.experiments import FIGURES as OFFERED
 from ahernet.config import config_from_dict, with_run
 from ahernet.data.annotations import VideoAnnotations
 from ahernet.errors import UserError
-from ahernet.experiments import embedding, figures, layers
+from ahernet.experiments import added, embedding, figures, layers
 from ahernet.experiments.embedding import KINDS, principal_components, told_apart
 from ahernet.experiments.figures import FIGURES, measured, run_figure
 from ahernet.experiments.runner import Unit, trained_unit
@@ -155,6 +155,28 @@ def test_principal_components_keep_distances_and_order_variances():
     np.testing.assert_allclose(np.linalg.norm(reduced[0] - reduced[1]), np.linalg.norm(rows[0] - rows[1]))
     assert (np.diff(reduced.var(axis=0)) <= 0).all()
     assert principal_components(rows, 2).shape == (20, 2)
+
+
+def test_added_classes_are_scored_beside_those_that_training_knew(networks, setting, tmp_path):
+    result = result_of("added", networks, setting)
+    found = result["results"][0]
+    assert sorted(found["added"] + found["others"]) == sorted(setting.novel)
+    assert found["added"] == list(added.added_classes(setting.novel, 0))
+    assert len(found["added"]) == 1
+    assert all(0 <= value <= 1 for way in found["ways"].values() for value in way.values())
+    before = load_checkpoint(networks["aher"].parent / "added-0" / "aher before-0")
+    assert set(before.moment_classes) == set(found["others"])
+    FIGURES["added"].draw(result, tmp_path / "added.png")
+    assert FIGURES["added"].text(result).splitlines()[0].split() == ["added", "classes", "other", "novel", "classes"]
+
+
+def test_a_quarter_of_the_novel_classes_is_added_another_with_every_seed():
+    novel = tuple("abcdefgh")
+    chosen = [added.added_classes(novel, seed) for seed in range(5)]
+    assert all(len(names) == 2 and set(names) < set(novel) for names in chosen)
+    assert len(set(chosen)) > 1
+    assert added.added_classes(novel, 0) == chosen[0]
+    assert len(added.added_classes(("a", "b"), 0)) == 1
 
 
 def test_a_trained_network_is_kept_and_made_anew_for_other_settings(setting, tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahernet.config import ModelConfig
-from ahernet.model.context import ContextGenerators, synthesize
+from ahernet.model.context import ContextGenerators, join_neighbours, synthesize
 
 STEPS = 24
 
@@ -193,6 +193,30 @@ def test_the_two_contexts_differ_and_follow_from_the_moment_alone():
     assert torch.equal(before, again[0])
     assert torch.equal(after, again[1])
     assert not torch.allclose(generators(moment + 1)[0], before)
+
+
+def test_mirrored_contexts_follow_from_the_end_of_the_moment_that_they_lie_next_to():
+    plain, mirrored = (_generators(mirrored_context=mirror) for mirror in (False, True))
+    moment = _random(2, 32, 6)
+    other = moment.clone()
+    other[:, :4] += 1  # the beginning
+    for generators, nearest, farthest in ((plain, 0, -1), (mirrored, -1, 0)):
+        changed = [one != two for one, two in zip(generators(moment), generators(other), strict=True)]
+        # Context before: its last step lies next to the beginning.
+        assert changed[0][:, nearest].any()
+        assert not changed[0][:, farthest].any()
+    for one, two in zip(mirrored(moment), plain(moment.flip(1)), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_neighbours_are_joined_midway_between_their_moments():
+    one, other = torch.zeros(3, STEPS, 2), torch.ones(3, STEPS, 2)
+    first, length = torch.tensor([[2, 11], [0, 5], [3, 0]]), torch.tensor([[4, 3], [5, 1], [9, 0]])
+    joined = join_neighbours(one, other, first, length)
+    assert joined[0, :, 0].tolist() == [0] * 8 + [1] * (STEPS - 8)  # between 6 and 11
+    assert joined[1, :, 0].tolist() == [0] * 5 + [1] * (STEPS - 5)  # one ends where the other starts
+    assert torch.equal(joined[2], one[2])
+    assert torch.equal(joined[..., 0], joined[..., 1])
 
 
 def test_each_generator_has_two_convolutions_of_width_three_the_second_of_stride_two():

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -198,14 +199,16 @@ def test_moving_to_the_device_that_it_is_on_keeps_the_values(world):
 
 # --- placement --------------------------------------------------------------------------------------------------
 
+ONE_ROW = np.ones((1, 1), np.int64)  # moments of one row each, whose length does not matter
+
 
 def _placements(world, iterations=200, steps=128, batch_size=8, **method):
     config, _ = _config(
         "aher", method={"shares": "range", **method}, model={"steps": steps}, training={"batch_size": batch_size}
     )
     videos = data_of(world, config).untrimmed
-    drawn = [draw_placement(config, videos, k) for k in range(iterations)]
-    return torch.cat([x.first for x in drawn]).numpy(), torch.cat([x.length for x in drawn]).numpy()
+    drawn = [draw_placement(config, videos, ONE_ROW.repeat(batch_size, 0), k) for k in range(iterations)]
+    return torch.cat([x.first for x in drawn])[:, 0].numpy(), torch.cat([x.length for x in drawn])[:, 0].numpy()
 
 
 @settings(deadline=None)
@@ -222,9 +225,10 @@ def test_moments_keep_to_their_shares_and_inside_the_video(world, shares, steps,
         model={"steps": steps},
         training={"seed": seed, "batch_size": 32},
     )
-    first, length = draw_placement(config, data_of(world, config).untrimmed, seed % 1000)
+    videos = data_of(world, config).untrimmed
+    first, length = draw_placement(config, videos, ONE_ROW.repeat(32, 0), seed % 1000)
     assert first.dtype == length.dtype == torch.int64
-    assert first.shape == length.shape == (32,)
+    assert first.shape == length.shape == (32, 1)
     assert length.min() >= max(1, math.floor(low * steps))
     assert length.max() <= math.ceil(high * steps)
     assert first.min() >= 0
@@ -251,6 +255,75 @@ def test_shares_like_untrimmed_videos_are_those_of_their_base_ground_truths(worl
     assert sorted(set(length)) == sorted(set(expected))
     for share in set(expected):
         assert (length == share).mean() == pytest.approx(expected.count(share) / len(expected), abs=0.05)
+
+
+def test_shares_by_durations_are_those_that_a_moment_would_have_of_untrimmed_videos(world):
+    config, _ = _config("aher", method={"shares": "durations"}, model={"steps": 128})
+    videos = data_of(world, config).untrimmed
+    rows = np.array([[1], [3], [10**6]])
+    drawn = [draw_placement(config, videos, rows, k).length[:, 0].tolist() for k in range(200)]
+    # A video is drawn as often as it has ground truths.
+    lengths = world.archive.lengths[videos.positions][videos.owners]
+    for row, found in zip(rows[:, 0], zip(*drawn, strict=True), strict=True):
+        expected = np.clip(np.rint(128 * row / lengths), 1, 128).astype(int).tolist()
+        assert set(found) == set(expected)
+        for length in set(expected):
+            assert found.count(length) / 200 == pytest.approx(expected.count(length) / len(expected), abs=0.1)
+
+
+def _pairs(world, shares="untrimmed", iterations=100):
+    """First steps and lengths of the moments of videos with neighbours, the untrimmed videos, steps of a video."""
+    config, _ = _config("aher", method={"shares": shares, "neighbours": True}, model={"steps": 512})
+    videos = data_of(world, config).untrimmed
+    drawn = [draw_placement(config, videos, np.array([[2, 3], [9, 1]]), k) for k in range(iterations)]
+    return torch.cat([x.first for x in drawn]).numpy(), torch.cat([x.length for x in drawn]).numpy(), videos
+
+
+@pytest.mark.parametrize("shares", ["range", "untrimmed", "durations"])
+def test_neighbours_follow_one_another_inside_their_video(world, shares):
+    first, length, _ = _pairs(world, shares)
+    assert (length[:, 0] >= 1).all()
+    assert (length[:, 1] >= 0).all()
+    assert (first[:, 0] >= 0).all()
+    assert (first[:, 0] + length[:, 0] <= first[:, 1]).all()
+    assert (first[:, 1] + length[:, 1] <= 512).all()
+
+
+def test_neighbours_lie_as_ground_truths_that_follow_one_another_in_untrimmed_videos(world):
+    first, length, videos = _pairs(world)
+    together = length[:, 1] > 0
+    found = set(zip(length[:, 0], first[:, 1] - first[:, 0] - length[:, 0], length[:, 1], strict=True))
+    expected, alone = set(), 0
+    for start, end in zip(videos.offsets[:-1], videos.offsets[1:], strict=True):
+        segments = sorted(videos.segments[start:end].tolist())
+        alone += 1
+        for (a, b), (c, d) in itertools.pairwise(segments):
+            if c >= b:
+                expected.add(tuple(round(512 * x) for x in (b - a, c - b, d - c)))
+            else:
+                alone += 1
+    close = [any(max(abs(x - y) for x, y in zip(one, other, strict=True)) <= 1 for other in expected) for one in found]
+    assert sum(close) >= sum(1 for one in found if one[2])
+    assert (~together).mean() == pytest.approx(alone / len(videos.segments), abs=0.1)
+    assert 0 < together.mean() < 1
+
+
+def test_a_neighbour_is_another_moment_of_the_batch(world):
+    config, iteration = _config("aher", method={"neighbours": True})
+    batch = _read(world, config, iteration)
+    ids = batch.moments.video_ids
+    assert batch.neighbours.video_ids == (*ids[1:], ids[0])
+    assert batch.placement.first.shape == batch.placement.length.shape == (len(ids), 2)
+    without, _ = _config("aher")
+    assert _same(_read(world, without, iteration).moments, batch.moments)
+
+
+def test_neighbours_change_nothing_of_a_video_that_has_none(world):
+    config, _ = _config("aher", method={"shares": "untrimmed"}, model={"steps": 512})
+    videos = data_of(world, config).untrimmed
+    alone = [draw_placement(config, videos, np.array([[2], [9]]), k).length for k in range(100)]
+    _, length, _ = _pairs(world)
+    np.testing.assert_array_equal(torch.cat(alone)[:, 0].numpy(), length[:, 0])
 
 
 @pytest.mark.parametrize("shares", ["range", "untrimmed"])
@@ -280,11 +353,11 @@ def test_place_and_share_are_drawn_apart(world):
     assert abs(np.corrcoef(first / (128 - length), length)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("shares", ["range", "untrimmed"])
+@pytest.mark.parametrize("shares", ["range", "untrimmed", "durations"])
 def test_a_placement_depends_on_seed_and_iteration_only(world, shares):
     def draw(seed, iteration):
         config = small_config("aher", method={"shares": shares}, training={"seed": seed, "batch_size": 16})
-        return draw_placement(config, data_of(world, config).untrimmed, iteration)
+        return draw_placement(config, data_of(world, config).untrimmed, ONE_ROW.repeat(16, 0), iteration)
 
     for seed in (0, 7, 2**63 - 2):
         placement = draw(seed, 5)

@@ -75,12 +75,13 @@ def _ragged(rows, offsets):
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("run", ["aher", "aherB"])
 def test_the_parts_hold_what_one_process_reads_and_draws(world, run, count):
-    config = _config(run, method={"pretrain_iterations": 1, "context_iterations": 1, "real_residual": True})
+    phases = {"pretrain_iterations": 1, "context_iterations": 1}
+    config = _config(run, method={**phases, "real_residual": True, "neighbours": True, "shares": "durations"})
     data = data_of(world, config)
     for iteration in range(4):
         whole = read_iteration(data.untrimmed, data.moments, config, iteration)
         parts = [read_iteration(data.untrimmed, data.moments, config, iteration, Ranks(r, count)) for r in range(count)]
-        for name in ("untrimmed", "foregrounds", "moments"):
+        for name in ("untrimmed", "foregrounds", "moments", "neighbours"):
             if getattr(whole, name) is None:
                 assert all(getattr(part, name) is None for part in parts)
                 continue

@@ -446,19 +446,29 @@ def _synthetic(setting, contexts=None):
     steps, batch = setting.config.model.steps, setting.batch
     if batch.placement is None:
         sequence = _resampled(batch.moments.rows, batch.moments.offsets, steps)
-        segments = torch.tensor([[0.0, 1.0]] * BATCH)
-    else:
-        moment, before, after = _contexts(setting, batch.moments)
-        before, after = contexts or (before, after)
-        videos, segments = [], []
-        for b, (first, length) in enumerate(zip(*(x.tolist() for x in batch.placement), strict=True)):
-            rooms = ((before[b], first), (moment[b], length), (after[b], steps - first - length))
-            pieces = [kernels.resample(x, torch.tensor([0, len(x)]), room)[0] for x, room in rooms if room]
-            videos.append(torch.cat(pieces))
-            segments.append((first / steps, (first + length) / steps))
-        sequence, segments = torch.stack(videos), torch.tensor(segments)
-    truth = GroundTruth(segments, batch.moments.labels, torch.arange(BATCH + 1))
-    return _localized(setting, sequence, truth, setting.rows.moments)
+        truth = GroundTruth(torch.tensor([[0.0, 1.0]] * BATCH), batch.moments.labels, torch.arange(BATCH + 1))
+        return _localized(setting, sequence, truth, setting.rows.moments)
+    shown = [segments for segments in (batch.moments, batch.neighbours) if segments is not None]
+    pieces = [_contexts(setting, segments) for segments in shown]
+    videos, segments, labels, offsets = [], [], [], [0]
+    for b, (first, length) in enumerate(zip(*(x.tolist() for x in batch.placement), strict=True)):
+        seen, start = [], 0
+        for k, (moment, before, after) in enumerate(pieces):
+            if length[k] == 0:
+                continue
+            before, after = contexts or (before, after)
+            rooms = ((before[b], first[k]), (moment[b], length[k]), (after[b], steps - first[k] - length[k]))
+            video = torch.cat([kernels.resample(x, torch.tensor([0, len(x)]), room)[0] for x, room in rooms if room])
+            is_last = k + 1 == len(pieces) or length[k + 1] == 0
+            end = steps if is_last else (first[k] + length[k] + first[k + 1]) // 2
+            seen.append(video[start:end])
+            start = end
+            segments.append((first[k] / steps, (first[k] + length[k]) / steps))
+            labels.append(shown[k].labels[b])
+        videos.append(torch.cat(seen))
+        offsets.append(len(segments))
+    truth = GroundTruth(torch.tensor(segments), torch.stack(labels), torch.tensor(offsets))
+    return _localized(setting, torch.stack(videos), truth, setting.rows.moments)
 
 
 def _judged(setting, maps, background, real):
@@ -542,6 +552,26 @@ def test_discriminators_see_the_background_of_real_and_of_synthetic_videos(world
     _close(steps["generation"].terms["generator"], deceived)
     _close(steps["synthetic"].loss, losses.total + told_apart)
     _close(steps["generation"].loss, losses.total + deceived)
+
+
+@pytest.mark.parametrize("run", ["aherA-", "aherB", "aher"])
+@pytest.mark.parametrize("class_cells", ["foreground", "all"])
+def test_a_synthetic_video_may_hold_a_neighbour_of_its_moment(world, run, class_cells):
+    changes = {"method": {"neighbours": True}, "loss": {"class_cells": class_cells}, "model": {"steps": 64}}
+    setting = _setting(world, run, **changes)
+    first = torch.tensor([[3, 30], [0, 0], [10, 40], [20, 51]])
+    length = torch.tensor([[20, 30], [64, 0], [30, 10], [11, 5]])
+    batch, contexts = setting.batch._replace(placement=Placement(first, length)), None
+    if run == "aherB":
+        everywhere = torch.ones(BATCH, dtype=torch.bool)
+        around = batch.surroundings._replace(has_before=everywhere, has_after=everywhere)
+        batch = batch._replace(surroundings=around)
+        contexts = [real for real, _ in _real_contexts(setting)]
+    setting = setting._replace(batch=batch)
+    _, _, losses = _synthetic(setting, contexts)
+    terms = setting.losses()["synthetic"].terms
+    for name in ("classification", "offset", "overlap"):
+        _close(terms[f"synthetic_{name}"], getattr(losses, name))
 
 
 def test_the_background_of_each_set_is_that_of_its_own_matching(world):
@@ -724,7 +754,7 @@ def test_the_ground_truth_of_synthetic_videos_is_where_the_moments_are(data):
     labels = torch.arange(videos) + 5
     nothing = torch.zeros(videos, 6, 1)
     shown = synthesize(nothing, torch.ones(videos, 9, 1), nothing, first, length, steps)[..., 0] > 0.5
-    truth = synthetic_ground_truth(first, length, labels, steps)
+    truth = synthetic_ground_truth(*(x[:, None] for x in (first, length, labels)), steps)
     assert truth.segments.dtype == torch.float32
     assert torch.equal(truth.labels, labels)
     assert truth.offsets.tolist() == list(range(videos + 1))
@@ -735,7 +765,8 @@ def test_the_ground_truth_of_synthetic_videos_is_where_the_moments_are(data):
 
 
 def test_a_moment_without_context_is_its_whole_video():
-    truth = synthetic_ground_truth(torch.zeros(2, dtype=torch.int64), torch.full((2,), 128), torch.tensor([1, 0]), 128)
+    labels = torch.tensor([[1], [0]])
+    truth = synthetic_ground_truth(torch.zeros_like(labels), torch.full_like(labels, 128), labels, 128)
     assert truth.segments.tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
