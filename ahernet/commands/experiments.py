@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Named here too, so that the help needs none of the modules that make them.
 TABLES = ("runs", "transfer", "departures", "released", "k600", "shares")
-FIGURES = ("layers", "embedding", "timelines", "added")
+FIGURES = ("layers", "embedding", "timelines", "certainty", "added")
 PAPER_SETTINGS = ("anet_un-anet_am", "th14-anet_fg", "anet-k600")
 
 
@@ -29,8 +29,8 @@ def _add_experiment(parser: ArgumentParser) -> None:
         help=(
             "runs of table 2, transfer variants of table 1, departures of the preset from the paper, each undone, "
             "released: choices of the authors' code, each made, k600: runs of table 4, shares of the annotations "
-            "(figure 6), layers (figure 4), embedding of background (figure 5), timelines (figure 7), or classes "
-            "added afterwards (add-class)"
+            "(figure 6), layers (figure 4), embedding of background (figure 5), timelines (figure 7), "
+            "certainty of good proposals in synthetic and in real videos, or classes added afterwards (add-class)"
         ),
     )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for data and finished runs")

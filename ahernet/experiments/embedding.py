@@ -11,8 +11,6 @@ principal components is of their own kind (1/2 where two kinds are alike, 1 wher
 
 import importlib
 import importlib.util
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahernet.checkpoint import Checkpoint, load_checkpoint
-from ahernet.config import Config, ModelConfig
+from ahernet.config import ModelConfig
 from ahernet.data.annotations import VideoAnnotations
 from ahernet.data.archive import open_archive
-from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
 from ahernet.experiments.sample import sample_videos
 from ahernet.experiments.setting import Setting
+from ahernet.experiments.synthetic import AT_ONCE, load_generators, synthetic_batches
 from ahernet.experiments.table import aligned
 from ahernet.files import replace_when_complete
 from ahernet.model.anchors import scale_cells
 from ahernet.model.context import ContextGenerators
-from ahernet.training.batches import build_training_set
-from ahernet.training.iteration_batches import first_main_iteration, read_iteration
-from ahernet.training.moment_set import build_moment_set
-from ahernet.training.steps import synthetic_videos
-from ahernet.training.training_state import STATE_NAME
 from ahernet.video_time import seconds_to_unit
 
 Floats = NDArray[np.float64]
@@ -47,7 +40,6 @@ Floats = NDArray[np.float64]
 RUNS = ("aher",)
 KINDS = ("foreground", "synthetic background", "real background")
 MOMENTS, VIDEOS, CELLS, COMPONENTS = 200, 200, 500, 256
-AT_ONCE = 16  # videos
 # The map with about so many cells is looked at: many of them lie wholly outside of actions, and each has seen what is
 # around it.
 CELLS_OF_VIDEO = 16
@@ -61,7 +53,7 @@ def measure_embedding(networks: dict[str, Path], setting: Setting, seed: int) ->
         UserError: there is no cell of some kind.
     """
     checkpoint = load_checkpoint(networks["aher"])
-    generators = _generators(networks["aher"], checkpoint.config)
+    generators = load_generators(networks["aher"], checkpoint.config)
     with torch.inference_mode():
         foreground, synthetic = _synthetic_cells(checkpoint, generators, setting, seed)
         real = _real_cells(checkpoint, setting, seed)
@@ -133,38 +125,17 @@ def told_apart(one: Floats, other: Floats) -> float:
     return float((same[own == 0].mean() + same[own == 1].mean()) / 2)
 
 
-def _generators(folder: Path, config: Config) -> ContextGenerators:
-    """Load the generators, which a checkpoint does not hold, from the training state beside it."""
-    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)["networks"]
-    generators = ContextGenerators(config.model)
-    prefix = "generators."
-    generators.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    )
-    return generators.eval()
-
-
 def _synthetic_cells(
     checkpoint: Checkpoint, generators: ContextGenerators, setting: Setting, seed: int
 ) -> tuple[Floats, Floats]:
     """Return the cells (N, d) of foreground and of generated background in synthetic videos of some moments."""
-    config = replace(checkpoint.config, training=replace(checkpoint.config.training, batch_size=AT_ONCE, seed=seed))
     inside, outside = [], []
-    with open_archive(setting.moments) as archive, open_archive(setting.base_videos.archive) as untrimmed:
-        moments = build_moment_set(archive, read_moment_labels(setting.labels))
-        annotations = setting.base_videos.read().select(setting.base_videos.training)
-        training_set = build_training_set(untrimmed, annotations, setting.base)
-        first = first_main_iteration(config.method)
-        for iteration in range(first, first + math.ceil(min(MOMENTS, len(moments)) / AT_ONCE)):
-            batch = read_iteration(training_set, moments, config, iteration)
-            sequence, ground_truth = synthetic_videos(generators, config, batch)
-            features = _cells(checkpoint, sequence)
-            spans = rearrange(
-                ground_truth.segments.double().numpy(), "(b moment) ends -> b moment ends", b=len(sequence)
-            )
-            foreground, background = _inside_and_outside(list(spans), features.shape[1])
-            inside.append(features[foreground])
-            outside.append(features[background])
+    for sequence, ground_truth in synthetic_batches(generators, checkpoint.config, setting, seed, MOMENTS):
+        features = _cells(checkpoint, sequence)
+        spans = rearrange(ground_truth.segments.double().numpy(), "(b moment) ends -> b moment ends", b=len(sequence))
+        foreground, background = _inside_and_outside(list(spans), features.shape[1])
+        inside.append(features[foreground])
+        outside.append(features[background])
     return np.concatenate(inside), np.concatenate(outside)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
-from ahernet.experiments import added, embedding, layers, side_by_side
+from ahernet.experiments import added, certainty, embedding, layers, side_by_side
 from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
 from ahernet.experiments.setting import Data, Setting
 from ahernet.experiments.table import make_units, provenance
@@ -40,6 +40,9 @@ FIGURES = {
     ),
     "timelines": Figure(
         side_by_side.RUNS, side_by_side.measure_timelines, side_by_side.format_timelines, side_by_side.draw_results
+    ),
+    "certainty": Figure(
+        certainty.RUNS, certainty.measure_certainty, certainty.format_certainty, certainty.draw_certainty
     ),
     "added": Figure(added.RUNS, added.measure_added, added.format_added, added.draw_added),
 }

@@ -12,12 +12,14 @@ from ahernet.commands.experiments import FIGURES as OFFERED
 from ahernet.config import config_from_dict, with_run
 from ahernet.data.annotations import VideoAnnotations
 from ahernet.errors import UserError
-from ahernet.experiments import added, embedding, figures, layers
+from ahernet.experiments import added, certainty, embedding, figures, layers
 from ahernet.experiments.embedding import KINDS, principal_components, told_apart
 from ahernet.experiments.figures import FIGURES, measured, run_figure
 from ahernet.experiments.runner import Unit, trained_unit
 from ahernet.experiments.setting import make_setting, rendered_source
+from ahernet.experiments.synthetic import load_generators
 from ahernet.rendered import WorldConfig
+from ahernet.training.losses import GroundTruth
 
 WORLD = WorldConfig(
     classes=4, training_videos=8, validation_videos=4, dimension=8, min_duration=20, max_duration=30, max_share=0.3
@@ -49,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(setting, folder):
-    return {run: trained_unit(Unit(run, with_run(CONFIG, run), setting), folder) for run in ("aher", "aher-")}
+    return {run: trained_unit(Unit(run, with_run(CONFIG, run), setting), folder) for run in ("aher", "aher-", "aherA-")}
 
 
 def result_of(name, networks, setting):
@@ -109,7 +111,7 @@ def test_the_head_of_timelines_counts_instances_once_and_detections_by_run(tmp_p
 
 def test_an_embedding_adds_the_residual_of_real_background_where_training_does(networks, setting):
     checkpoint = load_checkpoint(networks["aher"])
-    generators = embedding._generators(networks["aher"], checkpoint.config)
+    generators = load_generators(networks["aher"], checkpoint.config)
     with torch.inference_mode():
         (inside, without), (_, added) = (
             embedding._synthetic_cells(with_residual(checkpoint, residual), generators, setting, 0)
@@ -155,6 +157,29 @@ def test_principal_components_keep_distances_and_order_variances():
     np.testing.assert_allclose(np.linalg.norm(reduced[0] - reduced[1]), np.linalg.norm(rows[0] - rows[1]))
     assert (np.diff(reduced.var(axis=0)) <= 0).all()
     assert principal_components(rows, 2).shape == (20, 2)
+
+
+def test_certainty_is_that_of_good_proposals_in_synthetic_and_in_real_videos(networks, setting, tmp_path, monkeypatch):
+    result = result_of("certainty", networks, setting)
+    for kinds in result["results"][0]["runs"].values():
+        assert tuple(kinds) == certainty.KINDS
+        for found in kinds.values():
+            assert (found["overlap"] is None) == (found["anchors"] == 0)
+            assert found["overlap"] is None or 0 < found["overlap"] < 1
+    assert len(FIGURES["certainty"].text(result).splitlines()) == 1 + 2 + 1
+    FIGURES["certainty"].draw(result, tmp_path / "certainty.png")
+    monkeypatch.setattr(certainty, "GOOD", 0.0)  # every anchor of every video
+    everywhere = result_of("certainty", networks, setting)["results"][0]["runs"]["aher"]
+    anchors = load_checkpoint(networks["aher"]).model.anchors.shape[0]
+    assert all(found["anchors"] % anchors == 0 and found["anchors"] > 0 for found in everywhere.values())
+
+
+def test_certainty_is_the_mean_prediction_where_the_overlap_is_large(monkeypatch):
+    segments = torch.tensor([[[0.0, 0.5], [0.0, 0.4], [0.5, 1.0]], [[0.0, 1.0], [0.2, 0.3], [0.0, 0.0]]])
+    predicted = torch.tensor([[0.25, 0.75, 0.9], [0.5, 0.1, 0.1]])
+    truth = GroundTruth(torch.tensor([[0.0, 0.5], [0.1, 1.0]]), torch.tensor([0, 1]), torch.tensor([0, 1, 2]))
+    monkeypatch.setattr(certainty, "_proposals", lambda checkpoint, sequence: (segments, predicted))
+    assert certainty._certainty(None, [(None, truth)]) == {"anchors": 3, "overlap": 0.5}
 
 
 def test_added_classes_are_scored_beside_those_that_training_knew(networks, setting, tmp_path):
