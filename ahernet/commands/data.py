@@ -97,6 +97,11 @@ def _add_import_recordings(parser: ArgumentParser) -> None:
         "--background", nargs="+", default=(), metavar="CLASS", help="classes that are no actions: left unlabelled"
     )
     parser.add_argument(
+        "--trim",
+        action="store_true",
+        help="leave out what precedes the first label of a recording, of any class, and what follows its last one",
+    )
+    parser.add_argument(
         "--window", type=int, default=8, metavar="SAMPLES", help="samples that one row describes (default: 8)"
     )
     parser.add_argument("--stride", type=int, default=4, metavar="SAMPLES", help="samples from row to row (default: 4)")
@@ -115,6 +120,7 @@ def _run_import_recordings(parsed: Namespace) -> None:
         cut=parsed.cut,
         apart=parsed.apart,
         background=parsed.background,
+        trim=parsed.trim,
         training_subjects=parsed.training_subjects,
         training_share=parsed.training_share,
     )

@@ -101,6 +101,7 @@ def import_recordings(
     cut: Cut = "classes",
     apart: Collection[str] = (),
     background: Collection[str] = (),
+    trim: bool = False,
     training_subjects: str | None = None,
     training_share: float | None = None,
 ) -> ImportedRecordings:
@@ -117,6 +118,8 @@ def import_recordings(
             way where classes of `apart` and other classes meet; no clip then shows both.
         apart: names of the classes that `groups` keeps apart from all others.
         background: names of classes that are no actions: what shows them counts as unlabelled.
+        trim: leave out what precedes the first segment of a recording and what follows its last one, those of the
+            background included: where all activities are labelled, nobody said what happens there.
         training_subjects: subjects of the subset `training`, as in `1-15,20`; all others form the subset
             `validation`. By default every clip is in `training`.
         training_share: instead: share of the recordings that form the subset `training`, drawn at random, the same
@@ -128,10 +131,12 @@ def import_recordings(
             options that contradict one another.
     """
     _check_options(window, stride, cut, apart, training_subjects, training_share)
-    recordings = without_classes(read_recordings(path), background, path)
+    everything = read_recordings(path)
+    recordings = without_classes(everything, background, path)
     check_classes(recordings, apart, "apart", path)
     training = _training_recordings(recordings, training_subjects, training_share, path)
-    clips = list(_clips(recordings, stride, cut, frozenset(apart), path))
+    spans = _row_spans(everything, stride, trim, path)
+    clips = list(_clips(recordings, spans, stride, cut, frozenset(apart), path))
     dimension = STATISTICS * recordings.samples.shape[1]
     videos: dict[str, VideoAnnotations] = {}
     rows = 0
@@ -388,17 +393,40 @@ def _training_recordings(recordings: Recordings, subjects: str | None, share: fl
     return training
 
 
-def _clips(recordings: Recordings, stride: int, cut: Cut, apart: frozenset[str], path: Path) -> Iterator[Clip]:
-    """Yield the clips of all recordings in order, with the segments of each."""
+def _row_spans(recordings: Recordings, stride: int, trim: bool, path: Path) -> list[tuple[int, int]]:
+    """Return of each recording the first row and the last one (exclusive) that are kept."""
+    spans = []
+    for recording, recording_id in enumerate(recordings.ids):
+        length = int(recordings.offsets[recording + 1] - recordings.offsets[recording])
+        first, last = 0, math.ceil(length / stride)
+        if trim:
+            segments = recordings.segments[recordings.segment_recording == recording]
+            if len(segments) == 0:
+                raise UserError(f"{path}: recording {recording_id!r} has no segment, so nothing to trim it to")
+            rows_per_second = recordings.rate / stride
+            first = math.floor(segments[:, 0].min() * rows_per_second)
+            last = min(last, math.ceil(segments[:, 1].max() * rows_per_second))
+        spans.append((first, last))
+    return spans
+
+
+def _clips(
+    recordings: Recordings,
+    spans: Sequence[tuple[int, int]],
+    stride: int,
+    cut: Cut,
+    apart: frozenset[str],
+    path: Path,
+) -> Iterator[Clip]:
+    """Yield the clips of all recordings in order, each within its span of rows, with the segments of each."""
     names: dict[str, int] = {}
     kinds = _kinds(recordings.class_names, apart)
     for recording, recording_id in enumerate(recordings.ids):
-        length = int(recordings.offsets[recording + 1] - recordings.offsets[recording])
-        rows = math.ceil(length / stride)
+        start, end = spans[recording]
         inside = np.flatnonzero(recordings.segment_recording == recording)
         inside = inside[np.argsort(recordings.segments[inside, 0], kind="stable")]
         if cut == "none":
-            yield Clip(recording_id, recording, 0, rows, inside)
+            yield Clip(recording_id, recording, start, end, inside)
             continue
         if len(inside) == 0:
             raise UserError(f"{path}: recording {recording_id!r} has no segment, so no class to cut it by")
@@ -406,9 +434,9 @@ def _clips(recordings: Recordings, stride: int, cut: Cut, apart: frozenset[str],
         changes = [row for row in range(1, len(kind)) if kind[row] != kind[row - 1]]
         runs = np.split(inside, changes)
         edges = [
-            0,
+            start,
             *(_cut_row(recordings, a, b, stride, path) for a, b in pairwise(runs)),
-            rows,
+            end,
         ]
         for run, (first, last) in zip(runs, pairwise(edges), strict=True):
             if last <= first:

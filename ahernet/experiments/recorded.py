@@ -10,6 +10,7 @@ classes is novel. A TOML file says it otherwise, every key may be left out:
     training_subjects = "1-15"      # the others are held out
     training_share = 0.75           # instead, for one subject: random share of the recordings, the others are held out
     background = ["SITTING"]        # classes that are no actions: left unlabelled
+    trim = true                     # leave out what lies before the first label of a recording and after the last one
     novel = ["two", "four"]         # novel classes; without them a random half, another one with every seed
 
 Where a video shows base and novel classes ("none"), training videos that show a novel class are the source of moments
@@ -41,6 +42,7 @@ class RecordingsPlan:
     training_subjects: str | None = TRAINING_SUBJECTS
     training_share: float | None = None
     background: tuple[str, ...] = ()
+    trim: bool = False
     novel: tuple[str, ...] = ()
 
 
@@ -87,6 +89,7 @@ class Recorded:
                 cut=plan.cut,
                 apart=apart,
                 background=plan.background,
+                trim=plan.trim,
                 training_subjects=plan.training_subjects,
                 training_share=plan.training_share,
             )
@@ -139,8 +142,8 @@ def _checked(path: Path, key: str, value: object) -> Any:
         if len(set(value)) < len(value):
             raise UserError(f"{path}: {TABLE}.{key}: a name occurs twice")
         return tuple(cast(list[str], value))
-    kind = {"window": int, "stride": int, "training_share": float}.get(key, str)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        words = {int: "an integer", float: "a number with a point", str: "text"}[kind]
+    kind = {"window": int, "stride": int, "training_share": float, "trim": bool}.get(key, str)
+    if type(value) is not kind:
+        words = {int: "an integer", float: "a number with a point", bool: "true or false", str: "text"}[kind]
         raise UserError(f"{path}: {TABLE}.{key}: expected {words}, got {value!r:.80}")
     return value

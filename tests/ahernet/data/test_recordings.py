@@ -122,6 +122,31 @@ def test_classes_that_are_background_leave_no_trace(tmp_path):
     assert videos["one_b"].duration == pytest.approx(20.0)
 
 
+@pytest.mark.parametrize("cut", ["none", "classes"])
+def test_trimmed_recordings_begin_with_their_first_label_and_end_with_the_last(tmp_path, cut):
+    path = write(tmp_path, **three_runs())
+    kept = convert(tmp_path, path, stride=2, cut=cut, trim=True, background=["a"])
+    videos = read_annotations(tmp_path / "a.json").videos
+    # Segments of the background count: they say that nothing happens. 1 to 19 s and 2 to 10 s are labelled.
+    assert sum(video.duration for video in videos.values()) == pytest.approx(18 + 8)
+    assert kept.rows == (18 + 8) * RATE / 2
+    first = videos["one" if cut == "none" else "one_b"]
+    np.testing.assert_allclose(first.segments[0], [3.0, 5.0])
+    with open_archive(tmp_path / "a.h5") as archive:
+        trimmed = archive.read(range(len(archive)))[0]
+    convert(tmp_path, path, stride=2, cut=cut, background=["a"])
+    with open_archive(tmp_path / "a.h5") as archive:
+        whole = archive.read(range(len(archive)))[0]
+    np.testing.assert_array_equal(trimmed, np.concatenate([whole[5:95], whole[110:150]]))
+
+
+def test_a_recording_without_a_label_cannot_be_trimmed(tmp_path):
+    only = {"seg_rec": np.array([0]), "seg_start": np.array([1.0]), "seg_end": np.array([3.0])}
+    path = write(tmp_path, **only, seg_class=np.array([0]))
+    with pytest.raises(UserError, match="recording 'two' has no segment, so nothing to trim it to"):
+        convert(tmp_path, path, cut="none", trim=True)
+
+
 def test_a_share_of_the_recordings_trains_and_is_always_the_same(tmp_path):
     count = 40
     path = write(

@@ -190,6 +190,7 @@ def test_a_plan_says_only_what_differs(tmp_path):
             "[recordings]\ntraining_share = true\n",
             "recordings.training_share: expected a number with a point, got True",
         ),
+        ("[recordings]\ntrim = 1\n", "recordings.trim: expected true or false, got 1"),
         ("[recordings]\nnovel = 'a'\n", "recordings.novel: expected names of classes in brackets"),
         ("[recordings]\nnovel = ['a', 'a']\n", "recordings.novel: a name occurs twice"),
         ("[recordings\n", "not a TOML file"),
