@@ -5,6 +5,7 @@ that import them and why; a new one has to be added here by hand.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ def _of_call(name, node):
         yield "torch.load of anything"
     if name in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
         yield f"{name} of anything"
+
+
+def test_every_library_that_ahernet_runs_with_is_in_the_table_of_dependencies():
+    setup = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    lists = {node.targets[0].id: node.value.elts for node in setup.body if isinstance(node, ast.Assign)}
+    runtime = ("CORE", "VIDEO", "PARQUET", "RAY", "FIGURES")
+    wanted = [item.value for name in runtime for item in lists[name] if isinstance(item, ast.Constant)]
+    libraries = {re.split(r"[\[<>=; ]", requirement)[0] for requirement in wanted}
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    table = text[text.index("## Dependencies") : text.index("## What is not promised")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")][2:]
+    assert {name.strip() for row in rows for name in row.split(",")} == libraries
 
 
 def test_there_is_code_to_look_at():
