@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ahernet_kernels as kernels
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ahernet.experiments.setting import Setting, Source, validation_of
 from ahernet.experiments.synthetic import AT_ONCE, load_generators, synthetic_batches
 from ahernet.experiments.table import aligned
 from ahernet.files import replace_when_complete
-from ahernet.training.batches import TrainingSet, build_training_set
+from ahernet.training.batches import build_training_set
 from ahernet.training.losses import GroundTruth
 
 RUNS = ("aherA-", "aher")
@@ -89,11 +90,10 @@ def _real_videos(
 ) -> Iterator[tuple[Tensor, GroundTruth]]:
     """Yield the first validation videos that show some classes, with their instances of these."""
     with open_archive(source.archive) as archive:
-        videos: TrainingSet = build_training_set(
-            archive, validation_of(source.read(), classes, source.validation), classes
-        )
+        shown = validation_of(source.read(), classes, source.validation)
+        videos = build_training_set(archive, shown, classes)
         for first in range(0, min(VIDEOS, len(videos)), AT_ONCE):
-            batch = videos.read(torch.arange(first, min(first + AT_ONCE, VIDEOS, len(videos))).numpy())
+            batch = videos.read(np.arange(first, min(first + AT_ONCE, VIDEOS, len(videos))))
             yield kernels.resample(batch.rows, batch.offsets, checkpoint.config.model.steps), batch.ground_truth
 
 
