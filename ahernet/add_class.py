@@ -52,9 +52,8 @@ def add_class(
     that classes can be added one after the other.
 
     Segments of the new class are told from others nearly as well as if training had seen it. Its anchors are not: the
-    network learnt to classify those of its own classes only. So localize it by proposals that are classified as
-    segments (`inference.candidates` "crops"), which finds it several times better than the default; training with
-    its moments is better still.
+    network learnt to classify those of its own classes only. So localize it with proposals that are classified by their
+    segment (`inference.class_score` "segment", as the preset `tuned` has it).
 
     Args:
         checkpoint: of a run that learnt from moments (Algorithm 1, line 3), so that it has statistics.

@@ -132,10 +132,7 @@ def _run_add_class(parsed: Namespace) -> None:
         larger = add_class(load_checkpoint(parsed.checkpoint), moments, parsed.label, device=parsed.device)
         count = len(moments)
     save_checkpoint(parsed.out, larger.config, larger.classes, larger.model, larger.moment_classes)
-    print(
-        f"{parsed.out}: {len(larger.classes):,} classes, {parsed.label!r} from {count:,} moments\n"
-        "localize --inference.candidates crops finds an added class best"
-    )
+    print(f"{parsed.out}: {len(larger.classes):,} classes, {parsed.label!r} from {count:,} moments")
 
 
 COMMANDS = {
