@@ -159,9 +159,10 @@ class MethodConfig(_Section):
         pretrain_adversaries: generators that learn to be adversarial begin with these iterations, too; if false they
             begin from scratch (the paper).
         shares: share of a synthetic video that its moment fills: log-uniform in a "range"; as the ground truths of
-            "untrimmed" videos fill theirs; or by "durations": as the moment would fill an untrimmed video.
-        neighbours: where a ground truth of an untrimmed video has a next one, a synthetic video holds a second moment
-            at that distance, if there is room for it.
+            "untrimmed" videos fill theirs; or by "durations": as the moment would fill an untrimmed video,
+            in seconds, or in feature rows where a moment's seconds are unknown.
+        neighbours: how many moments may follow the one that a synthetic video is made of: as many as ground truths
+            follow one in an untrimmed video, at their distances, as far as there is room.
         real_residual: to generated context is added what the generators miss of the real context of a foreground
             segment.
         adversarial_backbone: L_adD trains the backbone together with the discriminators (the paper), or, if false,
@@ -181,7 +182,7 @@ class MethodConfig(_Section):
     real_residual: bool = False
     adversarial_backbone: bool = True
     shares: Shares = "range"
-    neighbours: bool = False
+    neighbours: int = _setting(0, minimum=0, maximum=15)
     minimum_share: float = _setting(0.7, above=0, maximum=1)
     maximum_share: float = _setting(0.95, above=0, maximum=1)
 
@@ -423,8 +424,9 @@ _TUNED = Config(
         # 0.70 to 0.95 never shows a short action in context. At the pace of real videos nothing is left to choose, and
         # nothing that is seen in training goes at another speed than what is to be found.
         shares="durations",
-        # Alone in its video, a moment never teaches where one action ends and the next begins.
-        neighbours=True,
+        # Alone in its video, a moment never teaches where one action ends and the next begins; nor does it look like a
+        # video that is full of actions.
+        neighbours=3,
         # As the recorded runs have it; beginning from scratch, as the paper does, gives the same.
         pretrain_adversaries=True,
         # A backbone that learns to tell real from synthetic background learns what must not matter.
@@ -584,6 +586,9 @@ def _changed_section(key: str, section: _Section, changes: Any) -> _Section:
     if not isinstance(changes, Mapping):
         raise UserError(f"{key}: expected a table of settings, got {_shown(changes)}")
     _refuse_unknown(changes, [item.name for item in fields(section)], f"{key}.")
+    neighbours = changes.get("neighbours")
+    if key == "method" and isinstance(neighbours, bool):  # as it was written when there could be one at most
+        changes = {**changes, "neighbours": int(neighbours)}
     return dataclasses.replace(section, **changes)
 
 

@@ -51,19 +51,24 @@ def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, len
     return kernels.stretch(before, moment, after, lengths, steps)
 
 
-def join_neighbours(one: Tensor, other: Tensor, first: Tensor, length: Tensor) -> Tensor:
-    """Return `one` up to the middle between its moment and that of `other`, and `other` from there on.
+def join_neighbours(videos: Tensor, first: Tensor, length: Tensor) -> Tensor:
+    """Join synthetic videos of one moment each to videos of several: each up to the middle between two moments.
 
     Args:
-        one: (B, steps, D) synthetic videos.
-        other: of the same shape, with a later moment.
-        first: (B, 2) int64, where the moments of `one` and `other` start.
-        length: (B, 2) int64, their lengths; where the second is 0, the video is `one` alone.
+        videos: (B, M, steps, D), the moments of each row later and later.
+        first: (B, M) int64, where the moments start.
+        length: (B, M) int64, their lengths; from the first that is 0 on, the video has no further moment.
+
+    Returns:
+        (B, steps, D).
     """
-    steps = one.shape[1]
-    middle = (first[:, 0] + length[:, 0] + first[:, 1]) // 2
-    middle = middle.where(length[:, 1] > 0, steps)
-    return one.where((torch.arange(steps, device=one.device) < middle[:, None])[:, :, None], other)
+    count, steps = videos.shape[1:3]
+    middles = (first[:, :-1] + length[:, :-1] + first[:, 1:]) // 2
+    middles = middles.where(length[:, 1:] > 0, steps)
+    step = torch.arange(steps, device=videos.device)
+    shown = (step >= middles[:, :, None]).sum(dim=1)
+    is_shown = shown[:, None] == torch.arange(count, device=videos.device)[:, None]
+    return videos.where(is_shown[..., None], 0).sum(dim=1)
 
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:

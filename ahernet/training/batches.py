@@ -97,6 +97,7 @@ class TrainingSet:
         segments: (G, 2) float32 start, end in [0, 1] of the video.
         labels: (G,) int64.
         offsets: (V + 1,) int64; video v owns segments offsets[v]:offsets[v + 1].
+        durations: (V,) float64 seconds.
         summary: what was left out.
     """
 
@@ -106,6 +107,7 @@ class TrainingSet:
     segments: NDArray[np.float32]
     labels: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    durations: NDArray[np.float64]
     summary: TrainingSummary
 
     def __len__(self) -> int:
@@ -123,20 +125,25 @@ class TrainingSet:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     @cached_property
-    def next_segments(self) -> NDArray[np.int64]:
-        """(G,) the segment of the same video that starts next, -1 where there is none."""
+    def _by_start(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(G,) the segments video by video in the order of their starts, and (G,) the place of each there."""
         order = np.lexsort((self.segments[:, 0], self.owners))
-        following = np.full(len(order), -1)
-        same = self.owners[order[1:]] == self.owners[order[:-1]]
-        following[order[:-1][same]] = order[1:][same]
-        return following
+        return order, np.argsort(order)
+
+    def following(self, chosen: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Return (B, count) the segments of the same video that start after `chosen` (B,), -1 where there is none."""
+        order, places = self._by_start
+        after = places[chosen, None] + np.arange(1, count + 1)
+        segments = order[np.minimum(after, len(order) - 1)]
+        known = (after < len(order)) & (self.owners[segments] == self.owners[chosen, None])
+        return np.where(known, segments, -1)
 
     def fingerprint(self) -> str:
         """Return a hash of the videos, their lengths and their ground truth; the features are not read."""
         digest = hashlib.sha256()
         digest.update("\0".join(self.classes).encode())
         digest.update("\0".join(self.archive.ids[position] for position in self.positions).encode())
-        for column in (self.row_lengths, self.segments, self.labels, self.offsets):
+        for column in (self.row_lengths, self.segments, self.labels, self.offsets, self.durations):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -151,6 +158,7 @@ class TrainingSet:
             segments=self.segments[source],
             labels=self.labels[source],
             offsets=offsets,
+            durations=self.durations[chosen],
             summary=replace(self.summary, usable_videos=count, usable_segments=len(source)),
         )
 
@@ -239,6 +247,7 @@ def build_training_set(
         unit[used].astype(np.float32),
         labels[used],
         np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64),
+        durations[counts > 0],
         summary,
     )
 

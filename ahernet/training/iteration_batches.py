@@ -11,7 +11,7 @@ from torch import Tensor
 from ahernet.config import Config, MethodConfig
 from ahernet.device import to_device
 from ahernet.training.batches import Batch, TrainingSet
-from ahernet.training.moment_set import MomentSet
+from ahernet.training.moment_set import MomentLengths, MomentSet
 from ahernet.training.ranks import ALONE, Ranks
 from ahernet.training.segment_batches import (
     SegmentBatch,
@@ -30,7 +30,7 @@ Phase = Literal["localizer", "generators", "main"]
 class Placement(NamedTuple):
     """Where moments lie in their synthetic videos: `first` step and `length` in steps, (B, M) int64.
 
-    M is 1, or 2 where videos may hold a neighbour of their moment; its length is 0 where they do not.
+    M is one more than `method.neighbours`; the length is 0 where a video has no such moment.
     """
 
     first: Tensor
@@ -42,7 +42,10 @@ class Placement(NamedTuple):
 
 
 class IterationBatch(NamedTuple):
-    """The data of one iteration; None where its phase or the run's method has no use for it."""
+    """The data of one iteration; None where its phase or the run's method has no use for it.
+
+    `neighbours` are those of the first moment, then those of the second, and so on.
+    """
 
     untrimmed: Batch | None
     foregrounds: SegmentBatch | None
@@ -128,18 +131,16 @@ def read_iteration(
         members = moments.members(settings.seed, iteration, settings.batch_size)
         clips = moments.read(members[part])
         if method.moments == "localized" and method.context != "none":
-            shown = members[:, None]
+            # The neighbours of a moment are those that come after it in the batch.
+            shown = np.stack([np.roll(members, -place) for place in range(1 + method.neighbours)], axis=1)
             if method.neighbours:
-                shown = np.stack([members, np.roll(members, -1)], axis=1)
-                neighbours = moments.read(shown[part, 1])
-            drawn = draw_placement(config, untrimmed, moments.row_lengths(shown), iteration)
+                neighbours = moments.read(shown[part, 1:].ravel())
+            drawn = draw_placement(config, untrimmed, moments.lengths(shown), iteration)
             placement = Placement(*(values[part] for values in drawn))
     return IterationBatch(videos, foregrounds, surroundings, clips, neighbours, placement)
 
 
-def draw_placement(
-    config: Config, untrimmed: TrainingSet, moment_lengths: NDArray[np.int64], iteration: int
-) -> Placement:
+def draw_placement(config: Config, untrimmed: TrainingSet, moments: MomentLengths, iteration: int) -> Placement:
     """Draw where the moments of each synthetic video of a batch lie: how long (`method.shares`), and where (uniform).
 
     Each video is modelled on a ground truth of an untrimmed one, drawn at random. Depends on nothing but the arguments.
@@ -147,29 +148,32 @@ def draw_placement(
     Args:
         config: of the run.
         untrimmed: videos to draw from.
-        moment_lengths: (B, M) feature rows of the moments: M is 2 with `method.neighbours`, else 1.
+        moments: (B, M) of each video, in the order in which they follow one another.
         iteration: of the run.
     """
     method, steps = config.method, config.model.steps
-    videos, count = moment_lengths.shape
+    videos, count = moments.rows.shape
     random = np.random.default_rng([config.training.seed, iteration, PLACEMENT_STREAM])
-    draws: NDArray[np.float64] = random.random((1 + count, videos))
+    draws: NDArray[np.float64] = random.random((2 + count, videos))
     chosen = np.floor(draws[0] * len(untrimmed.segments)).astype(np.int64)
-    models = np.stack([chosen, untrimmed.next_segments[chosen]][:count], axis=1)
+    models = np.concatenate([chosen[:, None], untrimmed.following(chosen, count - 1)], axis=1)
     if method.shares == "untrimmed":
         share = untrimmed.segments[models, 1] - untrimmed.segments[models, 0]
     elif method.shares == "durations":
-        share = moment_lengths / untrimmed.row_lengths[untrimmed.owners[chosen], None]
+        owners = untrimmed.owners[chosen, None]
+        in_seconds = moments.seconds / untrimmed.durations[owners]
+        share = np.where(in_seconds > 0, in_seconds, moments.rows / untrimmed.row_lengths[owners])
     else:
         low, high = math.log(method.minimum_share), math.log(method.maximum_share)
-        share = np.exp(low + (high - low) * draws[[0, 2][:count]].T)
+        share = np.exp(low + (high - low) * draws[2:].T)
     length = np.clip(np.rint(steps * share), 1, steps).astype(np.int64)
-    gap = np.zeros(videos, np.int64)
-    if count == 2:
-        distance = untrimmed.segments[models[:, 1], 0] - untrimmed.segments[models[:, 0], 1]
-        gap = np.rint(steps * np.maximum(distance, 0)).astype(np.int64)
-        together = (models[:, 1] >= 0) & (distance >= 0) & (length.sum(axis=1) + gap <= steps)
-        length[~together, 1] = gap[~together] = 0
-    first = np.floor(draws[1] * (steps - length.sum(axis=1) - gap + 1)).astype(np.int64)
-    starts = np.stack([first, first + length[:, 0] + gap][:count], axis=1)
+    distance = untrimmed.segments[models[:, 1:], 0] - untrimmed.segments[models[:, :-1], 1]
+    gap = np.rint(steps * np.maximum(distance, 0)).astype(np.int64)
+    fits = length[:, :1] + np.cumsum(gap + length[:, 1:], axis=1) <= steps
+    # The first that cannot follow ends the row.
+    follows = np.logical_and.accumulate((models[:, 1:] >= 0) & (distance >= 0) & fits, axis=1)
+    length[:, 1:] *= follows
+    gap *= follows
+    first = np.floor(draws[1] * (steps - length.sum(axis=1) - gap.sum(axis=1) + 1)).astype(np.int64)
+    starts = first[:, None] + np.cumsum(np.pad(length[:, :-1] + gap, ((0, 0), (1, 0))), axis=1)
     return Placement(torch.from_numpy(starts), torch.from_numpy(length))

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from ahernet.training.batches import batch_members
 from ahernet.training.segment_batches import SegmentBatch
 
 MOMENT_STREAM = 1  # of random numbers: the order of moments does not follow that of untrimmed videos
+
+
+class MomentLengths(NamedTuple):
+    """How long moments are: feature `rows` int64, and `seconds` float64, not positive or NaN where that is unknown."""
+
+    rows: NDArray[np.int64]
+    seconds: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,10 @@ class MomentSet:
         """Return the moments (rows of `positions`) of one batch; depends on nothing but the arguments."""
         return batch_members(seed, iteration, batch_size, len(self), MOMENT_STREAM)
 
-    def row_lengths(self, members: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many feature rows some moments have."""
-        lengths: NDArray[np.int64] = self.archive.lengths[self.positions[members]]
-        return lengths
+    def lengths(self, members: NDArray[np.int64]) -> "MomentLengths":
+        """Return how long some moments are."""
+        positions = self.positions[members]
+        return MomentLengths(self.archive.lengths[positions], self.archive.durations[positions])
 
     def read(self, members: NDArray[np.int64]) -> SegmentBatch:
         """Read the features and labels of some moments."""

@@ -287,21 +287,25 @@ def _synthetic_video(
         sequence = kernels.resample(batch.moments.rows, batch.moments.offsets, steps)
         return sequence, synthetic_ground_truth(first, length, labels, steps)
     first, length = batch.placement
-
-    def around(shown: Tensor, place: int) -> Tensor:
-        if contexts is not None and config.method.context == "background":
-            before, after = contexts.background(config.training.batch_size, ranks)
-        else:
-            before, after = generators(shown)
-            if contexts is not None and config.method.real_residual:
-                missed_before, missed_after = contexts.missed()
-                before, after = before + missed_before, after + missed_after
-        return synthesize(before, shown, after, first[:, place], length[:, place], steps)
-
-    sequence = around(moment, 0)
+    shown = moment[:, None]
     if batch.neighbours is not None:
-        sequence = join_neighbours(sequence, around(_resample(batch.neighbours, config), 1), first, length)
-        labels = torch.cat([labels, batch.neighbours.labels[:, None]], dim=1)
+        others = _resample(batch.neighbours, config)
+        shown = torch.cat([shown, rearrange(others, "(b m) s d -> b m s d", b=len(shown))], dim=1)
+        labels = torch.cat([labels, rearrange(batch.neighbours.labels, "(b m) -> b m", b=len(labels))], dim=1)
+    moments = shown.flatten(0, 1)
+
+    def of_each(of_video: Tensor) -> Tensor:
+        return of_video.repeat_interleave(shown.shape[1], dim=0)
+
+    if contexts is not None and config.method.context == "background":
+        before, after = map(of_each, contexts.background(config.training.batch_size, ranks))
+    else:
+        before, after = generators(moments)
+        if contexts is not None and config.method.real_residual:
+            missed_before, missed_after = map(of_each, contexts.missed())
+            before, after = before + missed_before, after + missed_after
+    videos = synthesize(before, moments, after, first.flatten(), length.flatten(), steps)
+    sequence = join_neighbours(rearrange(videos, "(b m) s d -> b m s d", b=len(shown)), first, length)
     return sequence, synthetic_ground_truth(first, length, labels, steps)
 
 

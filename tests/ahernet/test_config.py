@@ -206,3 +206,8 @@ def test_a_feature_dimension_of_zero_takes_the_one_of_the_archive():
     assert with_feature_dimension(PRESETS["paper"], 2048, "a.h5") == PRESETS["paper"]
     with pytest.raises(UserError, match=r"a\.h5: features have 64 values a row, .* says 2048"):
         with_feature_dimension(PRESETS["paper"], 64, "a.h5")
+
+
+@pytest.mark.parametrize(("written", "meant"), [(True, 1), (False, 0), (3, 3)])
+def test_neighbours_are_read_as_they_were_written_when_there_could_be_one(written, meant):
+    assert config_from_dict({"method": {"neighbours": written}}).method.neighbours == meant

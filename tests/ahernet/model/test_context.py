@@ -210,13 +210,33 @@ def test_mirrored_contexts_follow_from_the_end_of_the_moment_that_they_lie_next_
 
 
 def test_neighbours_are_joined_midway_between_their_moments():
-    one, other = torch.zeros(3, STEPS, 2), torch.ones(3, STEPS, 2)
-    first, length = torch.tensor([[2, 11], [0, 5], [3, 0]]), torch.tensor([[4, 3], [5, 1], [9, 0]])
-    joined = join_neighbours(one, other, first, length)
-    assert joined[0, :, 0].tolist() == [0] * 8 + [1] * (STEPS - 8)  # between 6 and 11
-    assert joined[1, :, 0].tolist() == [0] * 5 + [1] * (STEPS - 5)  # one ends where the other starts
-    assert torch.equal(joined[2], one[2])
-    assert torch.equal(joined[..., 0], joined[..., 1])
+    first = torch.tensor([[2, 11, 14], [0, 5, 20], [3, 12, 12], [3, 24, 24]])
+    length = torch.tensor([[4, 3, 9], [5, 1, 4], [9, 2, 0], [21, 0, 0]])
+    videos = _random(4, 3, STEPS, 2)
+    joined = join_neighbours(videos, first, length)
+    starts = [
+        (0, 8, 14),  # midway between 6 and 11; one ends where the next starts
+        (0, 5, 13),  # likewise, then midway between 6 and 20
+        (0, 12, STEPS),
+        (0, STEPS, STEPS),
+    ]
+    for b, begins in enumerate(starts):
+        ends = (*begins[1:], STEPS)
+        parts = [videos[b, m, begin:end] for m, (begin, end) in enumerate(zip(begins, ends, strict=True))]
+        assert torch.equal(joined[b], torch.cat(parts))
+
+
+def test_a_moment_without_neighbours_keeps_its_video():
+    videos = _random(2, 1, STEPS, 3)
+    assert torch.equal(join_neighbours(videos, torch.tensor([[2], [0]]), torch.tensor([[5], [STEPS]])), videos[:, 0])
+
+
+def test_what_is_not_shown_of_a_neighbour_learns_nothing():
+    videos = _random(1, 2, STEPS, 3).requires_grad_()
+    join_neighbours(videos, torch.tensor([[2, 12]]), torch.tensor([[6, 4]])).sum().backward()
+    shown = videos.grad[0, :, :, 0]
+    assert shown[0].tolist() == [1] * 10 + [0] * (STEPS - 10)
+    assert shown[1].tolist() == [0] * 10 + [1] * (STEPS - 10)
 
 
 def test_each_generator_has_two_convolutions_of_width_three_the_second_of_stride_two():

@@ -10,6 +10,7 @@ from training_worlds import BASE, data_of, small_config
 
 from ahernet.config import RUNS, preset, with_run
 from ahernet.training.iteration_batches import draw_placement, first_main_iteration, phase_of, read_iteration
+from ahernet.training.moment_set import MomentLengths
 from ahernet.training.segment_batches import choose_foregrounds, cut_foregrounds, cut_surroundings
 
 # What the iterations of each run and phase read: untrimmed, foregrounds, surroundings, moments, placement.
@@ -199,7 +200,16 @@ def test_moving_to_the_device_that_it_is_on_keeps_the_values(world):
 
 # --- placement --------------------------------------------------------------------------------------------------
 
-ONE_ROW = np.ones((1, 1), np.int64)  # moments of one row each, whose length does not matter
+
+def _rows(rows):
+    """Moments of which only the rows are known."""
+    rows = np.asarray(rows)
+    return MomentLengths(rows, np.full(rows.shape, np.nan))
+
+
+def _one_row(count):
+    """Moments whose length does not matter."""
+    return _rows(np.ones((count, 1), np.int64))
 
 
 def _placements(world, iterations=200, steps=128, batch_size=8, **method):
@@ -207,7 +217,7 @@ def _placements(world, iterations=200, steps=128, batch_size=8, **method):
         "aher", method={"shares": "range", **method}, model={"steps": steps}, training={"batch_size": batch_size}
     )
     videos = data_of(world, config).untrimmed
-    drawn = [draw_placement(config, videos, ONE_ROW.repeat(batch_size, 0), k) for k in range(iterations)]
+    drawn = [draw_placement(config, videos, _one_row(batch_size), k) for k in range(iterations)]
     return torch.cat([x.first for x in drawn])[:, 0].numpy(), torch.cat([x.length for x in drawn])[:, 0].numpy()
 
 
@@ -226,7 +236,7 @@ def test_moments_keep_to_their_shares_and_inside_the_video(world, shares, steps,
         training={"seed": seed, "batch_size": 32},
     )
     videos = data_of(world, config).untrimmed
-    first, length = draw_placement(config, videos, ONE_ROW.repeat(32, 0), seed % 1000)
+    first, length = draw_placement(config, videos, _one_row(32), seed % 1000)
     assert first.dtype == length.dtype == torch.int64
     assert first.shape == length.shape == (32, 1)
     assert length.min() >= max(1, math.floor(low * steps))
@@ -261,7 +271,7 @@ def test_shares_by_durations_are_those_that_a_moment_would_have_of_untrimmed_vid
     config, _ = _config("aher", method={"shares": "durations"}, model={"steps": 128})
     videos = data_of(world, config).untrimmed
     rows = np.array([[1], [3], [10**6]])
-    drawn = [draw_placement(config, videos, rows, k).length[:, 0].tolist() for k in range(200)]
+    drawn = [draw_placement(config, videos, _rows(rows), k).length[:, 0].tolist() for k in range(200)]
     # A video is drawn as often as it has ground truths.
     lengths = world.archive.lengths[videos.positions][videos.owners]
     for row, found in zip(rows[:, 0], zip(*drawn, strict=True), strict=True):
@@ -271,26 +281,89 @@ def test_shares_by_durations_are_those_that_a_moment_would_have_of_untrimmed_vid
             assert found.count(length) / 200 == pytest.approx(expected.count(length) / len(expected), abs=0.1)
 
 
-def _pairs(world, shares="untrimmed", iterations=100):
-    """First steps and lengths of the moments of videos with neighbours, the untrimmed videos, steps of a video."""
-    config, _ = _config("aher", method={"shares": shares, "neighbours": True}, model={"steps": 512})
+def test_shares_by_durations_are_of_seconds_where_these_are_known(world):
+    config, _ = _config("aher", method={"shares": "durations"}, model={"steps": 1000})
     videos = data_of(world, config).untrimmed
-    drawn = [draw_placement(config, videos, np.array([[2, 3], [9, 1]]), k) for k in range(iterations)]
+    rows = np.array([[10**6], [10**6], [3]])  # another rate than that of the videos
+    moments = MomentLengths(rows, np.array([[2.5], [np.nan], [0.0]]))
+    drawn = [draw_placement(config, videos, moments, k).length[:, 0].tolist() for k in range(100)]
+    assert {row[0] for row in drawn} == {round(1000 * 2.5 / duration) for duration in videos.durations[videos.owners]}
+    assert {row[1] for row in drawn} == {1000}
+    assert {row[2] for row in drawn} == {round(1000 * 3 / length) for length in videos.row_lengths[videos.owners]}
+
+
+def test_shares_of_a_range_do_not_depend_on_the_ground_truth_that_a_video_is_modelled_on(world):
+    method = {"shares": "range", "minimum_share": 0.01, "maximum_share": 0.09, "neighbours": 1}
+    config, _ = _config("aher", method=method, model={"steps": 1000})
+    videos, moments = data_of(world, config).untrimmed, _rows(np.ones((64, 2), np.int64))
+    drawn = [draw_placement(config, videos, moments, k) for k in range(40)]
+    first, length = (torch.cat(values).numpy() for values in zip(*drawn, strict=True))
+    together = length[:, 1] > 0
+    gap = (first[:, 1] - first[:, 0] - length[:, 0])[together]  # says which ground truth it was
+    short = length[together] < 30  # 0.03 is the middle of the range
+    gaps, counts = np.unique(gap, return_counts=True)
+    assert len(gaps) > 1
+    assert counts.min() > 100
+    for one in gaps:
+        assert (short[gap == one].mean(axis=0) > 0.35).all()
+        assert (short[gap == one].mean(axis=0) < 0.65).all()
+
+
+def _in_rows(world, shares="untrimmed", iterations=100, neighbours=1):
+    """First steps and lengths of the moments of videos with neighbours, and the untrimmed videos."""
+    config, _ = _config("aher", method={"shares": shares, "neighbours": neighbours}, model={"steps": 512})
+    videos = data_of(world, config).untrimmed
+    rows = np.array([[2, 3, 1, 2], [9, 1, 2, 3]])[:, : 1 + neighbours]
+    drawn = [draw_placement(config, videos, _rows(rows), k) for k in range(iterations)]
     return torch.cat([x.first for x in drawn]).numpy(), torch.cat([x.length for x in drawn]).numpy(), videos
 
 
+@pytest.mark.parametrize("neighbours", [1, 3])
 @pytest.mark.parametrize("shares", ["range", "untrimmed", "durations"])
-def test_neighbours_follow_one_another_inside_their_video(world, shares):
-    first, length, _ = _pairs(world, shares)
+def test_neighbours_follow_one_another_inside_their_video(world, shares, neighbours):
+    first, length, _ = _in_rows(world, shares, neighbours=neighbours)
     assert (length[:, 0] >= 1).all()
-    assert (length[:, 1] >= 0).all()
+    assert (length >= 0).all()
     assert (first[:, 0] >= 0).all()
-    assert (first[:, 0] + length[:, 0] <= first[:, 1]).all()
-    assert (first[:, 1] + length[:, 1] <= 512).all()
+    assert (first[:, :-1] + length[:, :-1] <= first[:, 1:]).all()
+    assert (first[:, -1] + length[:, -1] <= 512).all()
+
+
+def test_a_row_of_neighbours_has_no_gap(world):
+    first, length, _ = _in_rows(world, neighbours=3)
+    shown = length > 0
+    assert (shown[:, :-1] >= shown[:, 1:]).all()  # what follows nothing is nothing
+    np.testing.assert_array_equal(first[:, 1:][~shown[:, 1:]], (first + length)[:, :-1][~shown[:, 1:]])
+
+
+def test_as_many_neighbours_follow_as_ground_truths_do_in_untrimmed_videos(world):
+    _, length, videos = _in_rows(world, neighbours=3, iterations=300)
+    expected = []
+    for start, end in zip(videos.offsets[:-1], videos.offsets[1:], strict=True):
+        segments = sorted(videos.segments[start:end].tolist())
+        apart = [later[0] >= earlier[1] for earlier, later in itertools.pairwise(segments)]
+        rows = [list(itertools.takewhile(bool, apart[k : k + 3])) for k in range(len(segments))]
+        expected += [1 + len(row) for row in rows]
+    found = (length > 0).sum(axis=1)
+    assert set(found) == set(expected)
+    assert found.mean() == pytest.approx(np.mean(expected), abs=0.1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_segments_that_follow_are_the_later_ones_of_the_same_video(world, count):
+    config, _ = _config("aher")
+    videos = data_of(world, config).untrimmed
+    following = videos.following(np.arange(len(videos.segments)), count)
+    assert following.shape == (len(videos.segments), count)
+    for segment, found in enumerate(following.tolist()):
+        own = np.flatnonzero(videos.owners == videos.owners[segment])
+        ordered = own[np.argsort(videos.segments[own, 0], kind="stable")].tolist()
+        later = ordered[ordered.index(segment) + 1 :][:count]
+        assert found == later + [-1] * (count - len(later))
 
 
 def test_neighbours_lie_as_ground_truths_that_follow_one_another_in_untrimmed_videos(world):
-    first, length, videos = _pairs(world)
+    first, length, videos = _in_rows(world)
     together = length[:, 1] > 0
     found = set(zip(length[:, 0], first[:, 1] - first[:, 0] - length[:, 0], length[:, 1], strict=True))
     expected, alone = set(), 0
@@ -308,12 +381,14 @@ def test_neighbours_lie_as_ground_truths_that_follow_one_another_in_untrimmed_vi
     assert 0 < together.mean() < 1
 
 
-def test_a_neighbour_is_another_moment_of_the_batch(world):
-    config, iteration = _config("aher", method={"neighbours": True})
+@pytest.mark.parametrize("neighbours", [1, 2, 5])
+def test_neighbours_are_other_moments_of_the_batch(world, neighbours):
+    config, iteration = _config("aher", method={"neighbours": neighbours})
     batch = _read(world, config, iteration)
     ids = batch.moments.video_ids
-    assert batch.neighbours.video_ids == (*ids[1:], ids[0])
-    assert batch.placement.first.shape == batch.placement.length.shape == (len(ids), 2)
+    expected = [ids[(b + place) % len(ids)] for b in range(len(ids)) for place in range(1, 1 + neighbours)]
+    assert batch.neighbours.video_ids == tuple(expected)
+    assert batch.placement.first.shape == batch.placement.length.shape == (len(ids), 1 + neighbours)
     without, _ = _config("aher")
     assert _same(_read(world, without, iteration).moments, batch.moments)
 
@@ -321,8 +396,8 @@ def test_a_neighbour_is_another_moment_of_the_batch(world):
 def test_neighbours_change_nothing_of_a_video_that_has_none(world):
     config, _ = _config("aher", method={"shares": "untrimmed"}, model={"steps": 512})
     videos = data_of(world, config).untrimmed
-    alone = [draw_placement(config, videos, np.array([[2], [9]]), k).length for k in range(100)]
-    _, length, _ = _pairs(world)
+    alone = [draw_placement(config, videos, _rows([[2], [9]]), k).length for k in range(100)]
+    _, length, _ = _in_rows(world)
     np.testing.assert_array_equal(torch.cat(alone)[:, 0].numpy(), length[:, 0])
 
 
@@ -357,7 +432,7 @@ def test_place_and_share_are_drawn_apart(world):
 def test_a_placement_depends_on_seed_and_iteration_only(world, shares):
     def draw(seed, iteration):
         config = small_config("aher", method={"shares": shares}, training={"seed": seed, "batch_size": 16})
-        return draw_placement(config, data_of(world, config).untrimmed, ONE_ROW.repeat(16, 0), iteration)
+        return draw_placement(config, data_of(world, config).untrimmed, _one_row(16), iteration)
 
     for seed in (0, 7, 2**63 - 2):
         placement = draw(seed, 5)

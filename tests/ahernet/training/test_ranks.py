@@ -76,7 +76,7 @@ def _ragged(rows, offsets):
 @pytest.mark.parametrize("run", ["aher", "aherB"])
 def test_the_parts_hold_what_one_process_reads_and_draws(world, run, count):
     phases = {"pretrain_iterations": 1, "context_iterations": 1}
-    config = _config(run, method={**phases, "real_residual": True, "neighbours": True, "shares": "durations"})
+    config = _config(run, method={**phases, "real_residual": True, "neighbours": 2, "shares": "durations"})
     data = data_of(world, config)
     for iteration in range(4):
         whole = read_iteration(data.untrimmed, data.moments, config, iteration)

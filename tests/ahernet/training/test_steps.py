@@ -448,23 +448,28 @@ def _synthetic(setting, contexts=None):
         sequence = _resampled(batch.moments.rows, batch.moments.offsets, steps)
         truth = GroundTruth(torch.tensor([[0.0, 1.0]] * BATCH), batch.moments.labels, torch.arange(BATCH + 1))
         return _localized(setting, sequence, truth, setting.rows.moments)
-    shown = [segments for segments in (batch.moments, batch.neighbours) if segments is not None]
-    pieces = [_contexts(setting, segments) for segments in shown]
+    moments = list(zip(*_contexts(setting, batch.moments), batch.moments.labels, strict=True))
+    others = []
+    if batch.neighbours is not None:
+        others = list(zip(*_contexts(setting, batch.neighbours), batch.neighbours.labels, strict=True))
+    after_each = len(others) // BATCH
     videos, segments, labels, offsets = [], [], [], [0]
     for b, (first, length) in enumerate(zip(*(x.tolist() for x in batch.placement), strict=True)):
         seen, start = [], 0
-        for k, (moment, before, after) in enumerate(pieces):
+        row = [moments[b], *others[b * after_each : (b + 1) * after_each]]
+        for k, (moment, before, after, label) in enumerate(row):
             if length[k] == 0:
                 continue
-            before, after = contexts or (before, after)
-            rooms = ((before[b], first[k]), (moment[b], length[k]), (after[b], steps - first[k] - length[k]))
+            if contexts:
+                before, after = (real[b] for real in contexts)
+            rooms = ((before, first[k]), (moment, length[k]), (after, steps - first[k] - length[k]))
             video = torch.cat([kernels.resample(x, torch.tensor([0, len(x)]), room)[0] for x, room in rooms if room])
-            is_last = k + 1 == len(pieces) or length[k + 1] == 0
+            is_last = k + 1 == len(row) or length[k + 1] == 0
             end = steps if is_last else (first[k] + length[k] + first[k + 1]) // 2
             seen.append(video[start:end])
             start = end
             segments.append((first[k] / steps, (first[k] + length[k]) / steps))
-            labels.append(shown[k].labels[b])
+            labels.append(label)
         videos.append(torch.cat(seen))
         offsets.append(len(segments))
     truth = GroundTruth(torch.tensor(segments), torch.stack(labels), torch.tensor(offsets))
@@ -556,11 +561,11 @@ def test_discriminators_see_the_background_of_real_and_of_synthetic_videos(world
 
 @pytest.mark.parametrize("run", ["aherA-", "aherB", "aher"])
 @pytest.mark.parametrize("class_cells", ["foreground", "all"])
-def test_a_synthetic_video_may_hold_a_neighbour_of_its_moment(world, run, class_cells):
-    changes = {"method": {"neighbours": True}, "loss": {"class_cells": class_cells}, "model": {"steps": 64}}
+def test_a_synthetic_video_may_hold_neighbours_of_its_moment(world, run, class_cells):
+    changes = {"method": {"neighbours": 2}, "loss": {"class_cells": class_cells}, "model": {"steps": 64}}
     setting = _setting(world, run, **changes)
-    first = torch.tensor([[3, 30], [0, 0], [10, 40], [20, 51]])
-    length = torch.tensor([[20, 30], [64, 0], [30, 10], [11, 5]])
+    first = torch.tensor([[3, 30, 60], [0, 64, 64], [10, 40, 50], [20, 51, 56]])
+    length = torch.tensor([[20, 30, 0], [64, 0, 0], [30, 10, 12], [11, 5, 4]])
     batch, contexts = setting.batch._replace(placement=Placement(first, length)), None
     if run == "aherB":
         everywhere = torch.ones(BATCH, dtype=torch.bool)
