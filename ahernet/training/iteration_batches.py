@@ -44,7 +44,7 @@ class Placement(NamedTuple):
 class IterationBatch(NamedTuple):
     """The data of one iteration; None where its phase or the run's method has no use for it.
 
-    `neighbours` are those of the first moment, then those of the second, and so on.
+    The neighbours of a moment are those that come after it in the batch; `neighbours` are those of the last one.
     """
 
     untrimmed: Batch | None
@@ -131,10 +131,9 @@ def read_iteration(
         members = moments.members(settings.seed, iteration, settings.batch_size)
         clips = moments.read(members[part])
         if method.moments == "localized" and method.context != "none":
-            # The neighbours of a moment are those that come after it in the batch.
             shown = np.stack([np.roll(members, -place) for place in range(1 + method.neighbours)], axis=1)
             if method.neighbours:
-                neighbours = moments.read(shown[part, 1:].ravel())
+                neighbours = moments.read(shown[part][-1, 1:])
             drawn = draw_placement(config, untrimmed, moments.lengths(shown), iteration)
             placement = Placement(*(values[part] for values in drawn))
     return IterationBatch(videos, foregrounds, surroundings, clips, neighbours, placement)

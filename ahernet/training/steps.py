@@ -287,25 +287,27 @@ def _synthetic_video(
         sequence = kernels.resample(batch.moments.rows, batch.moments.offsets, steps)
         return sequence, synthetic_ground_truth(first, length, labels, steps)
     first, length = batch.placement
-    shown = moment[:, None]
+    count = first.shape[1]
     if batch.neighbours is not None:
-        others = _resample(batch.neighbours, config)
-        shown = torch.cat([shown, rearrange(others, "(b m) s d -> b m s d", b=len(shown))], dim=1)
-        labels = torch.cat([labels, rearrange(batch.neighbours.labels, "(b m) -> b m", b=len(labels))], dim=1)
-    moments = shown.flatten(0, 1)
+        moment = torch.cat([moment, _resample(batch.neighbours, config)])
+        labels = torch.cat([batch.moments.labels, batch.neighbours.labels]).unfold(0, count, 1)
 
-    def of_each(of_video: Tensor) -> Tensor:
-        return of_video.repeat_interleave(shown.shape[1], dim=0)
+    def shown(of_moment: Tensor) -> Tensor:
+        # Of each moment and its neighbours, which come after it.
+        return of_moment.unfold(0, count, 1).movedim(3, 1).flatten(0, 1)
+
+    def at_each(of_video: Tensor) -> Tensor:
+        return of_video.repeat_interleave(count, dim=0)
 
     if contexts is not None and config.method.context == "background":
-        before, after = map(of_each, contexts.background(config.training.batch_size, ranks))
+        before, after = map(at_each, contexts.background(config.training.batch_size, ranks))
     else:
-        before, after = generators(moments)
+        before, after = map(shown, generators(moment))
         if contexts is not None and config.method.real_residual:
-            missed_before, missed_after = map(of_each, contexts.missed())
+            missed_before, missed_after = map(at_each, contexts.missed())
             before, after = before + missed_before, after + missed_after
-    videos = synthesize(before, moments, after, first.flatten(), length.flatten(), steps)
-    sequence = join_neighbours(rearrange(videos, "(b m) s d -> b m s d", b=len(shown)), first, length)
+    videos = synthesize(before, shown(moment), after, first.flatten(), length.flatten(), steps)
+    sequence = join_neighbours(rearrange(videos, "(b m) s d -> b m s d", m=count), first, length)
     return sequence, synthetic_ground_truth(first, length, labels, steps)
 
 

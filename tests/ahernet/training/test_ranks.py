@@ -1,5 +1,6 @@
 """What the processes of a run share: every batch, its draws, and the divisors of its losses."""
 
+import itertools
 import os
 import signal
 from contextlib import nullcontext
@@ -81,7 +82,13 @@ def test_the_parts_hold_what_one_process_reads_and_draws(world, run, count):
     for iteration in range(4):
         whole = read_iteration(data.untrimmed, data.moments, config, iteration)
         parts = [read_iteration(data.untrimmed, data.moments, config, iteration, Ranks(r, count)) for r in range(count)]
-        for name in ("untrimmed", "foregrounds", "moments", "neighbours"):
+        if whole.neighbours is not None:
+            ids = whole.moments.video_ids
+            for part, after in zip(
+                parts, itertools.accumulate(len(part.moments.video_ids) for part in parts), strict=True
+            ):
+                assert part.neighbours.video_ids == tuple(ids[(after + k) % len(ids)] for k in range(2))
+        for name in ("untrimmed", "foregrounds", "moments"):
             if getattr(whole, name) is None:
                 assert all(getattr(part, name) is None for part in parts)
                 continue

@@ -449,14 +449,12 @@ def _synthetic(setting, contexts=None):
         truth = GroundTruth(torch.tensor([[0.0, 1.0]] * BATCH), batch.moments.labels, torch.arange(BATCH + 1))
         return _localized(setting, sequence, truth, setting.rows.moments)
     moments = list(zip(*_contexts(setting, batch.moments), batch.moments.labels, strict=True))
-    others = []
     if batch.neighbours is not None:
-        others = list(zip(*_contexts(setting, batch.neighbours), batch.neighbours.labels, strict=True))
-    after_each = len(others) // BATCH
+        moments += zip(*_contexts(setting, batch.neighbours), batch.neighbours.labels, strict=True)
     videos, segments, labels, offsets = [], [], [], [0]
     for b, (first, length) in enumerate(zip(*(x.tolist() for x in batch.placement), strict=True)):
         seen, start = [], 0
-        row = [moments[b], *others[b * after_each : (b + 1) * after_each]]
+        row = moments[b : b + len(length)]
         for k, (moment, before, after, label) in enumerate(row):
             if length[k] == 0:
                 continue
