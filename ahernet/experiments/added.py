@@ -18,7 +18,8 @@ from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_writer import ArchiveWriter
-from ahernet.data.moment_labels import read_moment_labels, write_moment_labels
+from ahernet.data.moment_labels import write_moment_labels
+from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import average_precision
 from ahernet.experiments.runner import Unit, found_in, trained_unit
 from ahernet.experiments.setting import Setting
@@ -37,6 +38,8 @@ def measure_added(networks: dict[str, Path], setting: Setting, seed: int) -> dic
     Raises:
         UserError: there is one novel class alone, or as training and localizing.
     """
+    if len(setting.novel) < 2:
+        raise UserError(f"{setting.name}: one novel class alone, expected one to learn and one to add")
     trained = load_checkpoint(networks["aher"])
     added = added_classes(setting.novel, seed)
     folder = networks["aher"].parent / f"added-{seed}"
@@ -106,14 +109,14 @@ def draw_added(result: dict[str, Any], path: Path) -> None:
 def _without(setting: Setting, classes: Sequence[str], labels: Path) -> Setting:
     """Return the setting without the moments of some novel classes; their table goes to `labels`."""
     write_moment_labels(
-        labels, {moment: name for moment, name in read_moment_labels(setting.labels).items() if name not in classes}
+        labels, {moment: name for moment, name in setting.moment_labels().items() if name not in classes}
     )
     return replace(setting, novel=tuple(name for name in setting.novel if name not in classes), labels=labels)
 
 
 def _with_class(checkpoint: Checkpoint, setting: Setting, name: str, path: Path, seed: int) -> Checkpoint:
     """Add a class by its moments, for which an archive is written to `path`."""
-    labelled = [moment for moment, label in read_moment_labels(setting.labels).items() if label == name]
+    labelled = [moment for moment, label in setting.moment_labels().items() if label == name]
     with open_archive(setting.moments) as moments:
         positions = [moments.position(place) for place in match_video_ids(labelled, moments.ids).values()]
         with ArchiveWriter(path, dimension=moments.dimension, dtype="float32") as writer:

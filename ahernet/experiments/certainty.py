@@ -88,7 +88,9 @@ def draw_certainty(result: dict[str, Any], path: Path) -> None:
 def _real_videos(
     source: Source, classes: tuple[str, ...], checkpoint: Checkpoint
 ) -> Iterator[tuple[Tensor, GroundTruth]]:
-    """Yield the first validation videos that show some classes, with their instances of these."""
+    """Yield the first validation videos that show some classes, with their instances of these; none without such."""
+    if source.validation is None:
+        return
     with open_archive(source.archive) as archive:
         shown = validation_of(source.read(), classes, source.validation)
         videos = build_training_set(archive, shown, classes)

@@ -1,5 +1,6 @@
 """One run of an experiment: train, localize, score. Finished runs are kept as files and not repeated."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -8,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ahernet.checkpoint import Checkpoint, load_checkpoint
-from ahernet.config import Config, config_from_dict, config_to_dict
+from ahernet.config import Config, config_to_dict
 from ahernet.data.annotations import Annotations, match_video_ids
 from ahernet.data.archive import open_archive
 from ahernet.data.detections import Detections
-from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import AveragePrecision, average_precision
 from ahernet.evaluation.average_recall import average_recall
 from ahernet.evaluation.diagnosis import diagnose
 from ahernet.experiments.setting import Setting, Source, validation_of
-from ahernet.files import make_folder, replace_when_complete
+from ahernet.files import claim_folder, make_folder, replace_when_complete
 from ahernet.inference.localize import localize
 from ahernet.training.trainer import train
 
-UNIT_NAME = "unit.json"  # what is trained in a folder
 SHOWN_THRESHOLDS = ((0, 0.5), (5, 0.75), (9, 0.95))  # rows of the thresholds, and the thresholds
 
 
@@ -36,8 +35,9 @@ class Unit:
 
     @property
     def file_name(self) -> str:
-        """Name of the file that keeps the result."""
-        return f"{self.name}-{self.setting.split}.json"
+        """Name of the file that keeps the result: rows of the same name may be of other settings in another table."""
+        made_with = json.dumps(wanted_of(self), sort_keys=True)
+        return f"{self.name}-{self.setting.split}-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.json"
 
 
 def run_unit(unit: Unit, folder: Path, progress: bool = False) -> dict[str, Any]:
@@ -73,13 +73,7 @@ def trained_unit(unit: Unit, folder: Path, progress: bool = False) -> Path:
         UserError: as `ahernet.training.trainer.train`.
     """
     kept = folder / unit.file_name.removesuffix(".json")
-    mark = kept / UNIT_NAME
-    wanted = wanted_of(unit)
-    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != wanted:
-        shutil.rmtree(kept, ignore_errors=True)
-        make_folder(kept)
-        with replace_when_complete(mark) as temporary:
-            temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    make_folder(kept)
     _train(unit, kept, progress, resume=True)
     return kept
 
@@ -156,7 +150,7 @@ def wanted_of(unit: Unit) -> dict[str, Any]:
         "split": setting.split,
         "base": setting.base,
         "novel": setting.novel,
-        "features": setting.features,
+        "data": setting.data,
     }
     wanted: dict[str, Any] = json.loads(json.dumps({"config": config_to_dict(unit.config), "setting": described}))
     return wanted
@@ -165,7 +159,9 @@ def wanted_of(unit: Unit) -> dict[str, Any]:
 def _measure(unit: Unit, folder: Path, progress: bool) -> dict[str, Any]:
     setting, method = unit.setting, unit.config.method
     run_folder = folder / f"{unit.file_name}.run"
-    shutil.rmtree(run_folder, ignore_errors=True)
+    make_folder(run_folder)
+    with claim_folder(run_folder):  # another command may be training it
+        shutil.rmtree(run_folder, ignore_errors=True)
     make_folder(run_folder)
     seconds = _train(unit, run_folder, progress)
     learnt = {"novel": (setting.novel_videos, setting.novel)}
@@ -190,11 +186,11 @@ def _train(unit: Unit, run_folder: Path, progress: bool, resume: bool = False) -
             archive,
             source.read(),
             run_folder,
-            config_from_dict(config_to_dict(unit.config)),
+            unit.config,
             subset=source.training,
             classes=classes,
             moments=None if supervised else moments,
-            moment_labels=None if supervised else read_moment_labels(setting.labels),
+            moment_labels=None if supervised else setting.moment_labels(),
             resume=resume,
             device="cpu",
             progress=progress,

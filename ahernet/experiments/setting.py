@@ -18,7 +18,9 @@ import numpy as np
 
 from ahernet.data.annotations import Annotations, read_annotations
 from ahernet.data.archive import open_archive
+from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
+from ahernet.errors import UserError
 from ahernet.files import make_folder, replace_when_complete
 from ahernet.rendered import WorldConfig, write_world
 
@@ -76,7 +78,7 @@ class Setting:
         novel_videos: annotated videos of the novel classes; may be the same source.
         moments: archive of the moments of the novel classes.
         labels: table of their classes.
-        features: hash of the archives' tables: other features give other results.
+        data: hash of features, annotations and labels: others give other results.
     """
 
     name: str
@@ -87,7 +89,15 @@ class Setting:
     novel_videos: Source
     moments: Path
     labels: Path
-    features: str
+    data: str
+
+    def moment_labels(self) -> dict[str, str]:
+        """Read the class of each moment of a novel class; the table may hold others.
+
+        Raises:
+            UserError: as `read_moment_labels`.
+        """
+        return {moment: name for moment, name in read_moment_labels(self.labels).items() if name in self.novel}
 
     @property
     def one_source(self) -> bool:
@@ -141,9 +151,9 @@ def make_setting(
         make_folder(folder)
         with open_archive(source.archive) as archive:
             cut_moments(archive, annotations.select(TRAINING), moments, labels, classes=novel, progress=False)
-    features = features_hash([source.archive, moments])
     base_videos = _set_aside(source, annotations, novel, folder / f"base-{split}.csv")
-    return Setting(source.name, split, base, novel, base_videos, source, moments, labels, features)
+    data = data_hash([base_videos, source], moments, labels)
+    return Setting(source.name, split, base, novel, base_videos, source, moments, labels, data)
 
 
 def _set_aside(source: Source, annotations: Annotations, novel: Sequence[str], table: Path) -> Source:
@@ -177,6 +187,39 @@ def features_hash(archives: Sequence[Path]) -> str:
             for column in (archive.offsets, archive.durations, archive.checksums):
                 digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
+
+
+def source_hash(source: Source) -> str:
+    """Return a hash of what a source holds and of which subsets are taken, not of its name or where it lies.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256(features_hash([source.archive]).encode())
+    for file in (source.annotations, source.categories, source.subsets):
+        digest.update(b"-" if file is None else _file_hash(file))
+    digest.update(repr((source.training, source.validation)).encode())
+    return digest.hexdigest()[:16]
+
+
+def data_hash(sources: Sequence[Source], moments: Path, labels: Path) -> str:
+    """Return a hash of all that a setting learns from and is scored on.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256("".join(map(source_hash, sources)).encode())
+    digest.update(features_hash([moments]).encode())
+    digest.update(_file_hash(labels))
+    return digest.hexdigest()[:16]
+
+
+def _file_hash(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
 
 
 def split_classes(classes: Sequence[str], split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -27,6 +27,7 @@ and `subsets` (a CSV of `video,subset`). The subset of a file that states none i
 there must be `[moments]`, and the oracle cannot be run.
 """
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
 from ahernet.errors import UserError
 from ahernet.event_log import warn
-from ahernet.experiments.setting import Setting, Source, features_hash
+from ahernet.experiments.setting import Setting, Source, data_hash, source_hash
 from ahernet.files import make_folder
 from ahernet.training.moment_set import build_moment_set
 
@@ -71,14 +72,15 @@ def read_setting(path: Path, folder: Path) -> Setting:
     else:
         moments, labels = _cut(novel_videos, novel, folder)
     novel = _with_moments(path, novel, moments, labels)
-    features = features_hash([base_videos.archive, novel_videos.archive, moments])
-    return Setting(name, 0, base, novel, base_videos, novel_videos, moments, labels, features)
+    data = data_hash([base_videos, novel_videos], moments, labels)
+    return Setting(name, 0, base, novel, base_videos, novel_videos, moments, labels, data)
 
 
 def _cut(source: Source, classes: tuple[str, ...], folder: Path) -> tuple[Path, Path]:
     make_folder(folder)
-    # Named for the features, so that others find no moments of these.
-    name = f"moments-{features_hash([source.archive])}"
+    # Named for all that they depend on, so that others find no moments of these.
+    cut = f"{source_hash(source)} {classes}"
+    name = f"moments-{hashlib.sha256(cut.encode()).hexdigest()[:16]}"
     moments, labels = folder / f"{name}.h5", folder / f"{name}.csv"
     if not labels.exists():
         with open_archive(source.archive) as archive:

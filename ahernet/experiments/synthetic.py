@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ahernet.config import Config
 from ahernet.data.archive import open_archive
-from ahernet.data.moment_labels import read_moment_labels
 from ahernet.experiments.setting import Setting
 from ahernet.model.context import ContextGenerators
 from ahernet.training.batches import build_training_set
@@ -18,14 +16,18 @@ from ahernet.training.iteration_batches import first_main_iteration, read_iterat
 from ahernet.training.losses import GroundTruth
 from ahernet.training.moment_set import build_moment_set
 from ahernet.training.steps import synthetic_videos
-from ahernet.training.training_state import STATE_NAME
+from ahernet.training.training_state import STATE_NAME, read_state
 
 AT_ONCE = 16  # videos
 
 
 def load_generators(folder: Path, config: Config) -> ContextGenerators:
-    """Load the generators, which a checkpoint does not hold, from the training state beside it."""
-    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)["networks"]
+    """Load the generators, which a checkpoint does not hold, from the training state beside it.
+
+    Raises:
+        UserError: there is no training state, or it cannot be read.
+    """
+    state = read_state(folder / STATE_NAME)["networks"]
     generators = ContextGenerators(config.model)
     prefix = "generators."
     generators.load_state_dict(
@@ -40,7 +42,7 @@ def synthetic_batches(
     """Yield videos (B, steps, D) with their ground truth, until about `most` moments have been shown, or all."""
     config = replace(config, training=replace(config.training, batch_size=AT_ONCE, seed=seed))
     with open_archive(setting.moments) as archive, open_archive(setting.base_videos.archive) as untrimmed:
-        moments = build_moment_set(archive, read_moment_labels(setting.labels))
+        moments = build_moment_set(archive, setting.moment_labels())
         annotations = setting.base_videos.read().select(setting.base_videos.training)
         training_set = build_training_set(untrimmed, annotations, setting.base)
         first = first_main_iteration(config.method)

@@ -35,6 +35,8 @@ class TrainingSummary:
         without_features: ids of videos that the archive lacks.
         without_duration: ids of videos whose duration neither the archive nor the annotations know.
         without_segments: ids of videos that have features but no usable segment.
+        left_out_by_share: usable videos that `TrainingSet.share` left out.
+        classes_without_segments: names that nothing is learnt of.
         unknown_classes: (id, label) of segments whose label is none of the classes.
         empty_segments: (id, start, end) in seconds of segments that have no length inside their video.
         cut_segments: (id, start, end) in seconds of used segments that reach beyond their video.
@@ -46,6 +48,8 @@ class TrainingSummary:
     without_features: tuple[str, ...]
     without_duration: tuple[str, ...]
     without_segments: tuple[str, ...]
+    left_out_by_share: int
+    classes_without_segments: tuple[str, ...]
     unknown_classes: tuple[tuple[str, str], ...]
     empty_segments: tuple[tuple[str, float, float], ...]
     cut_segments: tuple[tuple[str, float, float], ...]
@@ -62,6 +66,11 @@ class TrainingSummary:
         ):
             if names:
                 parts.append(f"left out {len(names):,} {what}: {_examples(names)}")
+        if self.left_out_by_share:
+            parts.append(f"left out {self.left_out_by_share:,} videos by the share that is asked for")
+        if self.classes_without_segments:
+            names = self.classes_without_segments
+            parts.append(f"learns nothing of {len(names):,} classes without a segment: {_examples(names)}")
         if self.cut_segments:
             count = len(self.cut_segments)
             parts.append(f"cut {count:,} segments at the ends of their video: {_examples(_spans(self.cut_segments))}")
@@ -152,6 +161,13 @@ class TrainingSet:
         count = max(1, round(share * len(self)))
         chosen = np.sort(np.random.default_rng([seed, SHARE_STREAM]).permutation(len(self))[:count])
         source, offsets = self._segment_rows(chosen)
+        summary = replace(
+            self.summary,
+            usable_videos=count,
+            usable_segments=len(source),
+            left_out_by_share=len(self) - count,
+            classes_without_segments=_untaught(self.classes, self.labels[source]),
+        )
         return replace(
             self,
             positions=self.positions[chosen],
@@ -159,7 +175,7 @@ class TrainingSet:
             labels=self.labels[source],
             offsets=offsets,
             durations=self.durations[chosen],
-            summary=replace(self.summary, usable_videos=count, usable_segments=len(source)),
+            summary=summary,
         )
 
     def _segment_rows(self, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -234,6 +250,8 @@ def build_training_set(
         tuple(found.without_features),
         tuple(found.without_duration),
         tuple(videos[video].video_id for video in np.flatnonzero(counts == 0)),
+        0,
+        _untaught(names, labels[used]),
         tuple((videos[owner[row]].video_id, names_of[row]) for row in np.flatnonzero(~known)),
         spans(known & ~has_length),
         spans(cut),
@@ -265,6 +283,12 @@ def batch_members(seed: int, iteration: int, batch_size: int, count: int, stream
         inside = epochs == epoch
         members[inside] = _permutation(seed, epoch, count, stream)[ranks[inside]]
     return members
+
+
+def _untaught(classes: Sequence[str], labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """Return the classes that no label numbers."""
+    known = np.bincount(labels, minlength=len(classes)) > 0
+    return tuple(name for name, is_known in zip(classes, known.tolist(), strict=True) if not is_known)
 
 
 class _Found(NamedTuple):

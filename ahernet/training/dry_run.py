@@ -216,7 +216,8 @@ def _try_reading(run: Run, data: TrainingData) -> tuple[int, float]:
     start = time.monotonic()
     batches = [read_batch(run, data, torch.device("cpu"), iteration) for iteration in range(max(0, end - READ), end)]
     seconds = time.monotonic() - start
-    count = sum(part.rows.nbytes for batch in batches for part in (batch.untrimmed, batch.moments) if part is not None)
+    parts = [part for batch in batches for part in (batch.untrimmed, batch.moments, batch.neighbours)]
+    count = sum(part.rows.nbytes for part in parts if part is not None)
     return count // len(batches), count / seconds
 
 

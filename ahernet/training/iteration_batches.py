@@ -95,7 +95,7 @@ def _context_iterations(method: MethodConfig) -> int:
 
 
 def _pretrain_iterations(method: MethodConfig) -> int:
-    # Supervised training is what pre-training is, from the first iteration to the last.
+    # Supervised training learns all that pre-training does, and begins with it.
     return method.pretrain_iterations if method.untrimmed in ("proposals", "transfer") else 0
 
 

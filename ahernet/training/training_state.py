@@ -76,13 +76,16 @@ def start_or_resume(
     """Return a new run, or with `resume` the one in `folder` if it holds one.
 
     Raises:
-        UserError: the folder holds a run and `resume` is not given, or one of other settings or data.
+        UserError: the folder holds a run and `resume` is not given, or one of other settings or data, or a checkpoint
+            alone, which would be lost.
     """
-    path = folder / STATE_NAME
-    if not resume and (path.exists() or (folder / CHECKPOINT_NAME).exists()):
+    path, checkpoint = folder / STATE_NAME, folder / CHECKPOINT_NAME
+    if not resume and (path.exists() or checkpoint.exists()):
         raise UserError(f"{folder}: holds a run already, give another folder or resume it")
+    if checkpoint.exists() and not path.exists():
+        raise UserError(f"{folder}: holds a checkpoint but no {STATE_NAME} to go on from, give another folder")
     run = new_run(config, data, device, ranks)
-    if resume and path.exists():
+    if path.exists():
         _load_state(path, run, data)
     return run
 
@@ -168,7 +171,12 @@ def write_state(file: IO[bytes], run: Run, data: TrainingData) -> None:
     torch.save(state, file)
 
 
-def _load_state(path: Path, run: Run, data: TrainingData) -> None:
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a training state; of what it holds only the format is checked.
+
+    Raises:
+        UserError: the file cannot be read, or is no training state of this version.
+    """
     try:
         check_torch(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -179,6 +187,11 @@ def _load_state(path: Path, run: Run, data: TrainingData) -> None:
         raise UserError(f"{path}: truncated or not a training state ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise UserError(f"{path}: not a training state of this version (expected {STATE_FORMAT!r})")
+    return state
+
+
+def _load_state(path: Path, run: Run, data: TrainingData) -> None:
+    state = read_state(path)
     try:
         _take_over(state, path, run, data)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -194,6 +207,8 @@ def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) 
             raise UserError(f"{path}: the run to resume has {key} = {before.get(key)!r}, the settings say {now[key]!r}")
     if state["data"] != data.fingerprint():
         raise UserError(f"{path}: the run to resume was trained on other videos, segments, moments or classes")
+    if type(state["iteration"]) is not int or state["iteration"] < 0:
+        raise ValueError("iteration: expected a number of iterations")
     done = state["iteration"] - first_main_iteration(run.config.method)
     if done > run.config.training.iterations:
         raise UserError(
@@ -203,12 +218,38 @@ def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) 
     run.networks.load_state_dict(state["networks"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
-    # How the device at hand wants them, whatever that of the state wanted.
-    own = [{name: group[name] for name in ("lr", "capturable")} for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(state["optimizer"])
+    # Settings are those of the run at hand, and of its device.
+    own = [{**group} for group in run.optimizer.param_groups]
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": _moments(state["optimizer"]["state"], run), "param_groups": groups})
     for group, settings in zip(run.optimizer.param_groups, own, strict=True):
         group.update(settings)
     run.iteration = state["iteration"]
+
+
+def _moments(state: dict[int, dict[str, torch.Tensor]], run: Run) -> dict[int, dict[str, torch.Tensor]]:
+    """Return what Adam keeps of each parameter, copied: it writes there without a look at shape and strides.
+
+    Raises:
+        ValueError: it is not of the parameters of the run.
+    """
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    copied: dict[int, dict[str, torch.Tensor]] = {}
+    for number, kept in state.items():
+        if number not in range(len(parameters)):
+            raise ValueError(f"optimizer: parameter {number}")
+        parameter = parameters[number]
+        room = {
+            "step": torch.empty((), device="cpu"),
+            "exp_avg": torch.empty_like(parameter, device="cpu"),
+            "exp_avg_sq": torch.empty_like(parameter, device="cpu"),
+        }
+        if {name: value.shape for name, value in kept.items()} != {name: into.shape for name, into in room.items()}:
+            raise ValueError(f"optimizer: not of parameter {number}")
+        if not 0 <= float(kept["step"]) < float("inf"):
+            raise ValueError(f"optimizer: {float(kept['step'])} steps of parameter {number}")
+        copied[number] = {name: into.copy_(kept[name]) for name, into in room.items()}
+    return copied
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

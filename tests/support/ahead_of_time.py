@@ -472,14 +472,14 @@ def amd_usage(compiled) -> dict[str, int]:
 
 
 def main() -> None:
-    """Compile a variant for every target, in one process: importing takes longer than most compilations."""
-    (name,) = sys.argv[1:]
-    found = {}
-    for target in TARGETS:
-        compiled = compile_for(VARIANTS[name], target)
-        usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
-        found[target] = {**usage, "shared": compiled.metadata.shared}
-    print(json.dumps(found))
+    """Compile each variant named on a line of stdin for every target, in one process: importing takes long."""
+    for line in sys.stdin:
+        found = {}
+        for target in TARGETS:
+            compiled = compile_for(VARIANTS[line.strip()], target)
+            usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
+            found[target] = {**usage, "shared": compiled.metadata.shared}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def test_added_classes_are_scored_beside_those_that_training_knew(networks, sett
     assert found["added"] == list(added.added_classes(setting.novel, 0))
     assert len(found["added"]) == 1
     assert all(0 <= value <= 1 for way in found["ways"].values() for value in way.values())
-    before = load_checkpoint(networks["aher"].parent / "added-0" / "aher before-0")
+    (folder,) = (networks["aher"].parent / "added-0").glob("aher before-0-*")
+    before = load_checkpoint(folder)
     assert set(before.moment_classes) == set(found["others"])
     FIGURES["added"].draw(result, tmp_path / "added.png")
     assert FIGURES["added"].text(result).splitlines()[0].split() == ["added", "classes", "other", "novel", "classes"]
@@ -206,14 +207,16 @@ def test_a_quarter_of_the_novel_classes_is_added_another_with_every_seed():
 
 def test_a_trained_network_is_kept_and_made_anew_for_other_settings(setting, tmp_path):
     unit = Unit("aher0", with_run(CONFIG, "aher0"), setting)
-    weights = trained_unit(unit, tmp_path) / "checkpoint.json"
-    first = weights.read_text()
-    (tmp_path / "aher0-0" / "left").touch()
-    assert (trained_unit(unit, tmp_path) / "left").exists()
-    assert weights.read_text() == first
+    first = trained_unit(unit, tmp_path)
+    (first / "left").touch()
+    weights = (first / "checkpoint.json").read_text()
+    assert trained_unit(unit, tmp_path) == first
+    assert (first / "left").exists()
+    assert (first / "checkpoint.json").read_text() == weights
     changed = replace(unit, config=replace(unit.config, training=replace(unit.config.training, iterations=1)))
-    assert not (trained_unit(changed, tmp_path) / "left").exists()
-    assert weights.read_text() != first
+    second = trained_unit(changed, tmp_path)
+    assert second != first
+    assert (second / "checkpoint.json").read_text() != weights
 
 
 def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder, monkeypatch):

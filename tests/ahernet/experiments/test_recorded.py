@@ -101,8 +101,8 @@ def test_recordings_of_another_plan_are_not_taken_for_these(recordings, tmp_path
     assert whole(recordings, tmp_path) == setting
     assert setting.novel_videos.archive.stat().st_mtime_ns == written
     other = Recorded(recordings, dataclasses.replace(WHOLE, window=6), tmp_path).for_split(0)
-    assert other.features != setting.features
-    assert whole(recordings, tmp_path).features == setting.features
+    assert other.data != setting.data
+    assert whole(recordings, tmp_path).data == setting.data
 
 
 def poisoned(read, novel, kind):

@@ -1,3 +1,5 @@
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +69,41 @@ def test_other_features_make_another_setting(plan, tmp_path):
     (tmp_path / "setting" / "novel.h5").unlink()
     path = write_setting(with_novel(plan, 3), tmp_path / "setting", render=True, progress=False)
     second = read_setting(path, tmp_path / "work")
-    assert first.features != second.features
+    assert first.data != second.data
     assert first.moments != second.moments
+
+
+@pytest.mark.parametrize("change", ["segments", "classes", "subsets"])
+def test_other_annotations_of_the_same_features_make_another_setting(plan, tmp_path, change):
+    path = write_setting(plan, tmp_path / "setting", render=True, progress=False)
+    first = read_setting(path, tmp_path / "work")
+    if change == "segments":
+        annotations = first.novel_videos.annotations
+        changed = json.loads(gzip.decompress(annotations.read_bytes()))
+        for video in changed["database"].values():
+            for instance in video["annotations"]:
+                instance["segment"] = [1.0, 20.0]
+        annotations.write_bytes(gzip.compress(json.dumps(changed).encode()))
+    elif change == "classes":
+        (tmp_path / "setting" / "novel.txt").write_text("c\nd\n")
+    else:
+        path.write_text(path.read_text().replace('validation = "validation"', 'validation = "training"'))
+    second = read_setting(path, tmp_path / "work")
+    assert first.data != second.data
+    if change == "segments":
+        with open_archive(second.moments) as archive:
+            assert set(archive.durations.tolist()) == {19.0}
+    if change == "classes":
+        assert set(second.moment_labels().values()) == {"c", "d"}
+
+
+def test_moments_of_other_classes_are_none_of_the_setting(plan, tmp_path):
+    novel = Part(plan.novel.classes, plan.novel.annotations, None, "validation")
+    path = write_setting(SettingPlan("clips", plan.base, novel), tmp_path / "setting", render=True, progress=False)
+    (tmp_path / "setting" / "novel.txt").write_text("c\ne\n")
+    setting = read_setting(path, tmp_path / "work")
+    assert set(read_moment_labels(setting.labels).values()) == {"c", "d", "e"}
+    assert set(setting.moment_labels().values()) == {"c", "e"}
 
 
 def with_novel(plan: SettingPlan, each: int) -> SettingPlan:

@@ -26,6 +26,7 @@ from ahernet.experiments.table import (
     run_table,
     table_configs,
 )
+from ahernet.files import claim_folder
 from ahernet.model.localizer import Localizer
 from ahernet.rendered import WorldConfig
 
@@ -76,10 +77,7 @@ def test_departures_are_all_that_the_preset_decides_otherwise_than_the_paper():
     paper, tuned = with_run(preset("paper"), "aher"), rows["aher"]
     assert tuned == with_run(preset("tuned"), "aher")
     assert rows["matching at 0.8"] == replace(tuned, assignment=paper.assignment)
-    undone = replace(rows["all of them"], preset="paper")
-    clipped = replace(paper.training, gradient_clip=tuned.training.gradient_clip)  # changes no result worth a row
-    sigma = replace(paper.inference, sigma=tuned.inference.sigma)
-    assert undone == replace(paper, training=clipped, inference=sigma)
+    assert replace(rows["all of them"], preset="paper") == paper
 
 
 def test_choices_of_the_released_code_are_made_one_by_one():
@@ -119,6 +117,31 @@ def test_rows_can_be_chosen(source, tmp_path):
     assert [run["config"]["method"]["pretrain_adversaries"] for run in table["runs"]] == [False]
     with pytest.raises(UserError, match=r"rows: expected some of 'aher', .*, got 'aherX'"):
         run_table("departures", source, CONFIG, [0], tmp_path, rows=["aherX"])
+
+
+def test_without_aher_nothing_is_compared_with_it(source, tmp_path):
+    table = run_table("runs", source, CONFIG, [0], tmp_path, rows=["aher0"], progress=False)
+    assert table["rows"]["aher0"]["behind_aher"] == {"mean": None, "deviation": None}
+    assert format_table(table).splitlines()[1].split()[-5] == "-"
+
+
+def test_rows_of_one_name_in_two_tables_are_two_runs(source, tmp_path):
+    setting = make_setting(source, 0, tmp_path)
+    files = {
+        Unit("all of them", table_configs(table, CONFIG)["all of them"], setting).file_name
+        for table in ("departures", "released")
+    }
+    assert len(files) == 2
+
+
+def test_a_run_that_another_command_trains_is_left_alone(source, tmp_path):
+    unit = Unit("aher0", table_configs("runs", CONFIG)["aher0"], make_setting(source, 0, tmp_path))
+    folder = tmp_path / f"{unit.file_name}.run"
+    folder.mkdir()
+    (folder / "of another").touch()
+    with claim_folder(folder), pytest.raises(UserError, match="another process"):
+        run_unit(unit, tmp_path)
+    assert (folder / "of another").exists()
 
 
 def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_path):

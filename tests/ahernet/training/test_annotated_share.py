@@ -36,6 +36,18 @@ def test_a_share_keeps_whole_videos_with_all_their_segments(world):
         np.testing.assert_array_equal(part.labels[own], whole.labels[all_of_it])
 
 
+def test_what_a_share_leaves_out_is_said(world):
+    whole = build_training_set(*world)
+    part = whole.share(0.05, seed=5)
+    untaught = set(range(len(whole.classes))) - set(part.labels.tolist())
+    assert untaught
+    assert part.summary.classes_without_segments == tuple(whole.classes[label] for label in sorted(untaught))
+    said = part.summary.describe()
+    assert "left out 19 videos by the share that is asked for" in said
+    assert f"learns nothing of {len(untaught)} classes without a segment" in said
+    assert "share" not in whole.summary.describe()
+
+
 def test_shares_of_a_seed_grow_and_seeds_differ(world):
     whole = build_training_set(*world)
     shares = [set(whole.share(share, seed=1).positions.tolist()) for share in (0.01, 0.2, 0.5, 1.0)]

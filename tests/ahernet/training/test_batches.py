@@ -74,9 +74,10 @@ def test_everything_left_out_is_reported_with_its_reason(archive):
                 "z": (5.0, [(1.0, 3.0, "run")]),
             }
         ),
-        classes=["run"],
+        classes=["run", "walk"],
     )
     summary = training_set.summary
+    assert summary.classes_without_segments == ("walk",)
     assert (summary.videos, summary.usable_videos, summary.usable_segments) == (5, 1, 2)
     assert summary.without_features == ("z",)
     assert summary.without_duration == ("b",)
@@ -94,6 +95,7 @@ def test_everything_left_out_is_reported_with_its_reason(archive):
         "left out 2 videos without a usable segment: c, d",
         "left out 2 segments of unknown classes: a (swim), c (swim)",
         "left out 2 segments without length inside their video: a (5 s - 5 s), c (21 s - 22 s)",
+        "learns nothing of 1 classes without a segment: walk",
         "cut 1 segments at the ends of their video: a (8 s - 12 s)",
     ):
         assert words in text

@@ -420,6 +420,83 @@ def test_a_foreign_training_state_is_refused(world, tmp_path):
         train_in(world, tmp_path, _config(), resume=True)
 
 
+def _spoil_iteration(state):
+    state["iteration"] = -5
+
+
+def _spoil_iteration_kind(state):
+    state["iteration"] = 1.5
+
+
+def _shrink_average(state):
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+def _spread_average(state):
+    kept = state["optimizer"]["state"][0]
+    kept["exp_avg"] = torch.zeros(1).expand(kept["exp_avg"].numel(), 1)
+
+
+def _drop_average(state):
+    del state["optimizer"]["state"][0]["exp_avg_sq"]
+
+
+def _add_parameter(state):
+    state["optimizer"]["state"][10**6] = state["optimizer"]["state"][0]
+
+
+def _spoil_steps(state):
+    state["optimizer"]["state"][0]["step"] = torch.tensor(float("nan"))
+
+
+def _spoil_average_kind(state):
+    state["optimizer"]["state"][0]["exp_avg"] = [0.0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _spoil_iteration,
+        _spoil_iteration_kind,
+        _shrink_average,
+        _spread_average,
+        _drop_average,
+        _add_parameter,
+        _spoil_steps,
+        _spoil_average_kind,
+    ],
+)
+def test_a_training_state_of_wrong_values_is_refused_before_it_is_used(world, tmp_path, damage):
+    train_in(world, tmp_path, _config(iterations=2))
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    damage(state)
+    torch.save(state, tmp_path / "training_state.pt")
+    with pytest.raises(UserError, match=r"training_state\.pt: damaged training state"):
+        train_in(world, tmp_path, _config(iterations=3), resume=True)
+
+
+def test_settings_of_the_optimizer_are_those_of_the_run_and_not_of_the_file(world, tmp_path):
+    for name in ("untouched", "changed"):
+        train_in(world, tmp_path / name, _config(iterations=2))
+    path = tmp_path / "changed" / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["betas"], group["weight_decay"] = (0.0, 0.0), 9.0
+    torch.save(state, path)
+    for name in ("untouched", "changed"):
+        train_in(world, tmp_path / name, _config(iterations=4), resume=True)
+    assert same_weights(tmp_path / "untouched", tmp_path / "changed")
+
+
+def test_a_checkpoint_without_a_training_state_is_not_overwritten_by_resuming(world, tmp_path):
+    train_in(world, tmp_path, _config(iterations=2))
+    (tmp_path / "training_state.pt").unlink()
+    before = (tmp_path / "checkpoint.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a checkpoint but no training_state\.pt to go on from"):
+        train_in(world, tmp_path, _config(iterations=2), resume=True)
+    assert (tmp_path / "checkpoint.json").read_bytes() == before
+
+
 def test_lines_of_the_log_after_the_last_checkpoint_are_dropped(world, tmp_path):
     train_in(world, tmp_path, _config(iterations=6))
     log = tmp_path / "losses.jsonl"
