@@ -1,13 +1,15 @@
 """What `ahernet train --dry-run` says, and that it leaves nothing behind."""
 
+import numpy as np
 import pytest
 import torch
-from training_worlds import BASE, PHASES, small_config
+from training_worlds import BASE, PHASES, data_of, small_config
 
 from ahernet.cli import main
 from ahernet.errors import UserError
 from ahernet.training import dry_run as module
 from ahernet.training.dry_run import Estimate, PhaseEstimate, dry_run
+from ahernet.training.iteration_batches import read_iteration
 from ahernet.training.loss_log import LOG_NAME
 from ahernet.training.training_state import STATE_NAME
 
@@ -43,11 +45,20 @@ def test_every_phase_is_tried_and_counts_for_its_iterations(estimate):
     assert all(item.seconds > 0 for item in estimate.phases)
 
 
-def test_reading_counts_the_rows_of_videos_and_moments(world, estimate):
-    smallest = min(world.archive.lengths) + min(world.moments.lengths)
-    largest = max(world.archive.lengths) + max(world.moments.lengths)
-    row = world.archive.dimension * world.archive.dtype.itemsize
-    assert 4 * row * smallest <= estimate.read_bytes <= 4 * row * largest
+def test_reading_counts_the_rows_of_videos_moments_and_their_neighbours(world, estimate):
+    config = small_config("aher", **PHASES)
+    data = data_of(world, config)
+    lengths = dict(zip(world.archive.ids, world.archive.lengths.tolist(), strict=True))
+    lengths |= zip(world.moments.ids, world.moments.lengths.tolist(), strict=True)
+    rows = []
+    for iteration in range(estimate.iterations):
+        batch = read_iteration(data.untrimmed, data.moments, config, iteration)
+        parts = (part for part in (batch.untrimmed, batch.moments, batch.neighbours) if part is not None)
+        rows.append(sum(lengths[name] for part in parts for name in part.video_ids))
+    assert batch.neighbours is not None
+    assert estimate.read_bytes == pytest.approx(
+        np.mean(rows) * world.archive.dimension * world.archive.dtype.itemsize, abs=1
+    )
     assert estimate.read_rate > 0
     assert estimate.gpu_bytes is None
 
