@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # the interpreter flushes stdout once more at exit; let that go nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return BROKEN_PIPE
+    except OSError:
+        problem = _problem_of_output()
+        if problem is None:
+            raise
+        _discard_output()
+        return _fail(f"cannot write to standard output ({problem})", USER_ERROR)
     except SystemExit as error:  # --help and --version
         return error.code if isinstance(error.code, int) else 0
     except (MemoryError, RuntimeError) as error:
@@ -70,10 +76,34 @@ def _run(arguments: Sequence[str]) -> int:
     except OverflowError as error:
         raise UserError("a number on the command line is too large") from error
     name, given = parsed.subcommand, parsed[parsed.subcommand]
+    _check_outputs((*COMMANDS[name].outputs, "log_json"), given, arguments)
     with log_to(_log_of(given), name, arguments):
         COMMANDS[name].run(given)
     sys.stdout.flush()
     return 0
+
+
+def _check_outputs(names: Sequence[str], given: Namespace, arguments: Sequence[str]) -> None:
+    """Refuse an output without a name, or one that replaces an input or another output.
+
+    Raises:
+        UserError: naming the option.
+    """
+    options = {name: f"--{name.replace('_', '-')}" for name in names}
+    for option in options.values():
+        if f"{option}=" in arguments or (option, "") in pairwise(arguments):
+            raise UserError(f"{option}: expected a name, got nothing (an empty variable?)")
+    paths = [
+        (name, path)
+        for name, value in vars(given).items()
+        for path in (value if isinstance(value, list) else [value])
+        if isinstance(path, Path)
+    ]
+    for name, path in paths:
+        for other, taken in paths:
+            if name in options and other != name and os.path.realpath(path) == os.path.realpath(taken):
+                what = "is written to" if other in options else "is read"
+                raise UserError(f"{options[name]} {path}: {what} by this command as well, expected another name")
 
 
 def _log_of(given: Namespace) -> Path | None:
@@ -101,6 +131,20 @@ def _termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _problem_of_output() -> str | None:
+    """Return why standard output takes nothing any more, None if it does."""
+    try:
+        print(flush=True)  # what could not be written is gone: to flush alone would succeed
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _discard_output() -> None:
+    """Let what the interpreter flushes at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

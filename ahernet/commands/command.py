@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: `usage` is what follows its name, `example` one line that works."""
+    """One subcommand: `usage` is what follows its name, `example` one line that works.
+
+    `outputs` are the arguments that name what it writes; other paths that it is given are read.
+    """
 
     help: str
     description: str
@@ -23,6 +26,7 @@ class Command:
     example: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], None]
+    outputs: tuple[str, ...] = ("out",)
 
 
 def add_categories(parser: ArgumentParser) -> None:

@@ -220,6 +220,7 @@ COMMANDS = {
         ),
         add_arguments=_add_cut_moments,
         run=_run_cut_moments,
+        outputs=("out", "labels"),
     ),
     "join": Command(
         help="make one archive of several: a manifest that lists them",

@@ -1,5 +1,6 @@
 """The command `extract`."""
 
+import math
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -85,9 +86,15 @@ def _run_extract(parsed: Namespace) -> None:
     if not into_folder:
         check_output_file(parsed.out)
 
+    from ahernet.data.archive_writer import check_description
+
+    check_description(math.nan, parsed.clip_stride or 0, "")
+
     from ahernet.extraction.video_files import find_videos
 
     videos = find_videos(parsed.videos, parsed.ids)
+    if parsed.out.resolve() in {video.resolve() for video in videos.values()}:
+        raise UserError(f"extract: --out {parsed.out}: is one of the videos, expected another name")
 
     from ahernet.device import choose_device
     from ahernet.extraction.backbones import find_backbone

@@ -434,6 +434,7 @@ COMMANDS = {
         example="runs/first/detections.json annotations.json --subset validation",
         add_arguments=_add_evaluate,
         run=_run_evaluate,
+        outputs=("json",),
     ),
     "plot": Command(
         help="draw detections and ground truth of videos on a time axis",

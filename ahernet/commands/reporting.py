@@ -127,5 +127,6 @@ COMMANDS = {
         ),
         add_arguments=_add_report,
         run=_run_report,
+        outputs=("out", "thresholds"),
     ),
 }

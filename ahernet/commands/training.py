@@ -43,7 +43,7 @@ def _add_train(parser: ArgumentParser) -> None:
         "--run",
         metavar="NAME",
         help=f"what to learn from, as the paper names its runs: {', '.join(RUNS)} "
-        "(default: aher with moments, aher* without)",
+        "(default: aher with moments, aher* without; with --config what the file says)",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help=f"settings to start from: {' or '.join(PRESETS)} (default: paper)"

@@ -19,6 +19,7 @@ from ahernet.files import replace_when_complete
 ALIGNMENT = 4096
 COPY_BYTES = 1 << 24
 MAX_ORIGIN_BYTES = 32768
+MAX_CLIP_STRIDE = 1 << 30
 FLOAT16_MAX = 65504.0
 Precision = Literal["float16", "float32"]
 MAX_ID_BYTES = 1024
@@ -235,8 +236,10 @@ def check_description(frame_rate: float, clip_stride: int, origin: str) -> None:
     """
     if not (math.isnan(frame_rate) or 0 < frame_rate < math.inf):
         raise UserError(f"frame rate: expected frames per second above 0 or NaN, got {frame_rate}")
-    if clip_stride < 0:
-        raise UserError(f"clip stride: expected frames above 0, or 0 for unknown, got {clip_stride}")
+    if not 0 <= clip_stride <= MAX_CLIP_STRIDE:
+        raise UserError(
+            f"clip stride: expected frames above 0 and at most {MAX_CLIP_STRIDE}, or 0 for unknown, got {clip_stride}"
+        )
     if len(origin.encode("utf-8", "replace")) > MAX_ORIGIN_BYTES or "\0" in origin:
         raise UserError(f"origin: expected text without NUL of at most {MAX_ORIGIN_BYTES} bytes")
 

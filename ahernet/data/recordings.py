@@ -40,6 +40,7 @@ Cut = Literal["none", "classes", "groups"]
 """`none`: a recording is a clip. `classes`: recordings are cut where the class changes. `groups`: where a class that is
 to be apart follows one that is not, or the other way round."""
 
+MAX_WINDOW = 1_000_000  # samples
 STATISTICS = 3  # mean, standard deviation, change
 SHARE_SEED = 0  # of the random share of recordings for training
 SMALLEST_DEVIATION = 1e-6  # of a column's own scale: below it a column counts as constant
@@ -366,8 +367,8 @@ def _refuse(bad: np.ndarray, path: Path, expectation: str, values: np.ndarray) -
 def _check_options(
     window: int, stride: int, cut: str, apart: Collection[str], subjects: str | None, share: float | None
 ) -> None:
-    if window < 1 or stride < 1:
-        raise UserError(f"window and stride: expected at least 1 sample, got {window} and {stride}")
+    if not (1 <= window <= MAX_WINDOW and 1 <= stride <= MAX_WINDOW):
+        raise UserError(f"window and stride: expected 1 to {MAX_WINDOW} samples, got {window} and {stride}")
     if cut not in get_args(Cut):
         raise UserError(f"cut: expected {' or '.join(get_args(Cut))}, got {cut!r}")
     if (cut == "groups") != bool(apart):

@@ -22,7 +22,7 @@ from ahernet.training.steps import ClassRows, Networks
 from ahernet.training.training_data import TrainingData
 
 STATE_NAME = "training_state.pt"
-STATE_FORMAT = "ahernet training state 3"
+STATE_FORMAT = "ahernet training state 4"
 # A resumed run may change these; everything else must be as it was.
 FREE_ON_RESUME = ("preset", "training.iterations", "training.checkpoint_every", "inference.")
 

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -478,3 +480,63 @@ def test_resuming_a_finished_run_restores_a_checkpoint_that_a_kill_prevented(wor
     (folder / "training_state.pt").write_bytes((run / "training_state.pt").read_bytes())
     assert main(["train", *world, "--out", str(folder), "--resume", *QUICK]) == 0
     assert (folder / "checkpoint.json").exists()
+
+
+def _refused(arguments, capsys, words):
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("evaluate", "d.json", "a.json", "--json", "d.json"), "--json d.json: is read by this command as well"),
+        (("localize", "x.h5", "run", "--out", "t.json", "--thresholds", "t.json"), "--out t.json: is read"),
+        (("localize", "x.h5", "run", "--out", "o.json", "--log-json", "o.json"), "--out o.json: is written to"),
+        (("report", "d.json", "a.json", "--out", "p.html", "--thresholds", "./p.html"), "--out p.html: is written to"),
+        (("report", "d.json", "a.json", "--out", "p.html", "--thresholds", "a.json"), "--thresholds a.json: is read"),
+        (("join", "one.h5", "two.h5", "--out", "two.h5"), "--out two.h5: is read"),
+        (("train", "x.h5", "a.json", "--out", ""), "--out: expected a name, got nothing"),
+        (("train", "x.h5", "a.json", "--out="), "--out: expected a name, got nothing"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads_or_writes(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _refused(arguments, capsys, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_is_not_replaced_by_its_features(tmp_path, capsys):
+    video = tmp_path / "good.mp4"
+    video.write_bytes(b"a video")
+    for source in (video, tmp_path):
+        _refused(("extract", source, "--out", video), capsys, "expected another name")
+    assert video.read_bytes() == b"a video"
+
+
+@pytest.mark.parametrize("stride", [2**63, 10**30])
+def test_an_absurd_clip_stride_is_refused_before_anything_is_done(stride, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", np.zeros((3, 2), np.float32))
+    (tmp_path / "v.mp4").write_bytes(b"a video")
+    out = tmp_path / "out.h5"
+    _refused(
+        ("import", tmp_path, "--out", out, "--clip-stride", stride), capsys, "clip stride: expected frames above 0"
+    )
+    _refused(("extract", tmp_path / "v.mp4", "--out", out, "--clip-stride", stride), capsys, "clip stride: expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.mp4", "v.npy"]
+
+
+def test_an_absurd_window_is_refused(tmp_path, capsys):
+    arguments = ("import-recordings", tmp_path / "r.npz", "--out", tmp_path / "out", "--window", 10**9)
+    assert main([str(argument) for argument in arguments]) == 2
+    assert "window and stride: expected 1 to 1000000 samples, got 1000000000" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_standard_output_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "ahernet", "doctor"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("ahernet: error: cannot write to standard output")

@@ -1,6 +1,7 @@
 """The commands of learning from moments, run as a user would."""
 
 import json
+import shutil
 
 import pytest
 
@@ -103,7 +104,8 @@ def test_wrong_use_ends_as_one_line(world, capsys, options, message):
 
 
 def test_adding_a_class_refuses_a_folder_that_holds_a_checkpoint(world, capsys):
-    files = ["--moments", f"{world}/m.h5", "--out", f"{world}/run"]
+    shutil.copytree(world / "run", world / "other run")
+    files = ["--moments", f"{world}/m.h5", "--out", f"{world}/other run"]
     assert main(["add-class", f"{world}/run", "--label", "juggling", *files]) == 2
     assert "holds a checkpoint already" in capsys.readouterr().err
 
