@@ -418,14 +418,14 @@ _TUNED = Config(
     preset="tuned",
     # Each ELU cuts large weights at -1, which costs novel classes a third of what their segment-level weights know.
     # What lies next to the beginning of a moment has more to do with its beginning than with its end. Where moments are
-    # alone in their videos this is worth six points on HAPT; beside neighbours no gain of it is shown.
+    # alone in their videos this is worth two to six points on HAPT; beside neighbours no gain of it is shown.
     model=ModelConfig(transfer_activation="none", mirrored_context=True),
     method=MethodConfig(
         # 0.70 to 0.95 never shows a short action in context. At the pace of real videos nothing is left to choose, and
         # nothing that is seen in training goes at another speed than what is to be found.
         shares="durations",
         # Alone in its video, a moment never teaches where one action ends and the next begins. More than one neighbour
-        # brought nothing: with three HAPT stayed where it was, and so did words and hand movements in single trials.
+        # brings nothing on HAPT.
         neighbours=1,
         # As the recorded runs have it; beginning from scratch, as the paper does, gives the same.
         pretrain_adversaries=True,

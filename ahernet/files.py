@@ -103,6 +103,19 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of what a file holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from error
+
+
 def file_version(path: Path) -> str:
     """Return what tells whether a file is still the one that was read: its size and when it was changed.
 

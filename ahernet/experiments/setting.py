@@ -20,8 +20,7 @@ from ahernet.data.annotations import Annotations, read_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
-from ahernet.errors import UserError
-from ahernet.files import make_folder, replace_when_complete
+from ahernet.files import file_hash, make_folder, replace_when_complete
 from ahernet.rendered import WorldConfig, write_world
 
 TRAINING, VALIDATION = "training", "validation"
@@ -197,7 +196,7 @@ def source_hash(source: Source) -> str:
     """
     digest = hashlib.sha256(features_hash([source.archive]).encode())
     for file in (source.annotations, source.categories, source.subsets):
-        digest.update(b"-" if file is None else _file_hash(file))
+        digest.update(b"-" if file is None else file_hash(file).encode())
     digest.update(repr((source.training, source.validation)).encode())
     return digest.hexdigest()[:16]
 
@@ -210,16 +209,8 @@ def data_hash(sources: Sequence[Source], moments: Path, labels: Path) -> str:
     """
     digest = hashlib.sha256("".join(map(source_hash, sources)).encode())
     digest.update(features_hash([moments]).encode())
-    digest.update(_file_hash(labels))
+    digest.update(file_hash(labels).encode())
     return digest.hexdigest()[:16]
-
-
-def _file_hash(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror})") from error
 
 
 def split_classes(classes: Sequence[str], split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

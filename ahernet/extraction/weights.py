@@ -3,7 +3,6 @@
 Nothing here unpickles objects: files of torch are read with `weights_only=True`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ahernet.data.zip_guard import check_torch, is_zip
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import Backbone
+from ahernet.files import file_hash
 
 RANDOM_SEED = 0
 RANDOM_WEIGHTS = f"random initialisation, seed {RANDOM_SEED}: for testing the pipeline only"
@@ -42,7 +42,7 @@ def load_network(backbone: Backbone, weights: Path | None) -> tuple[nn.Module, s
         network = backbone.build()
     if weights is None:
         return network.eval(), RANDOM_WEIGHTS
-    origin = f"sha256 {_digest(weights)}"
+    origin = f"sha256 {file_hash(weights)}"
     state = _read_state(weights)
     expected = network.state_dict()
     _check_state(state, expected, backbone, weights)
@@ -52,14 +52,6 @@ def load_network(backbone: Backbone, weights: Path | None) -> tuple[nn.Module, s
 
 def _taken(name: str, state: Mapping[str, Tensor], backbone: Backbone) -> bool:
     return name in state and not name.startswith(backbone.unused)
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the weights ({error.strerror})") from error
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

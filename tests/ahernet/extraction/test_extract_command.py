@@ -73,7 +73,7 @@ def test_options_reach_the_work(here, capsys):
         (["a.mp4", "--out", "x.h5", "--clip-stride", "-1"], "extract: --clip-stride: expected at least 1"),
         (["no.mp4", "--out", "x.h5"], "no.mp4: no such file"),
         (["a.mp4", "--out", "x.h5", "--backbone", "p3d199"], "there is no 'p3d199' (did you mean p3d199-port?)"),
-        (["a.mp4", "--out", "x.h5", *TINY_BACKBONE, "--weights", "no.pt"], "no.pt: cannot read the weights"),
+        (["a.mp4", "--out", "x.h5", *TINY_BACKBONE, "--weights", "no.pt"], "no.pt: cannot read (No such file"),
         (["a.mp4", "--out", "x.h5", *TINY_BACKBONE, "--weights", "a.mp4"], "a.mp4: not a file of tensors"),
         (["tiny_backbone.py", "--out", "x.h5", *TINY_BACKBONE], "tiny_backbone.py: not a readable video"),
         (["a.mp4", "--out", "x.h5", "--device", "cuda:9", "--backbone", "tiny_backbone:means"], "cuda:9"),
