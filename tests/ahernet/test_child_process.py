@@ -23,6 +23,7 @@ def stop_as_training_does(word):
     time.sleep(300)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
     with worker_pool(1) as pool:
         print(pool.submit(getpid).result(), flush=True)
         tasks = [pool.submit(stop_as_training_does, word) for word in ("begun\\n", "", "")]
