@@ -168,8 +168,8 @@ def extract(
         )
         before_publishing(outcome)
         if not kept:
-            first = next(iter(skipped))
-            message = f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {skipped[first]}"
+            first, reason = next(iter(outcome.skipped.items()))
+            message = f"extract: none of {len(videos):,} videos is of use; {videos[first]}: {reason}"
             raise NoUsableVideo(message)
         journal.publish(kept, clip_stride=settings.clip_stride, origin=json.dumps(origin, ensure_ascii=False))
     return ExtractionReport(

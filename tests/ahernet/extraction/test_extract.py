@@ -128,8 +128,9 @@ def test_bad_videos_stop_or_are_listed_and_incomplete_ones_are_kept_and_listed(v
     text = str(report)
     assert "kept although damaged or incomplete: 1 of 4 videos\n  'half': " in text
     assert "skipped: 2 of 4 videos\n  'empty': the file is empty\n  'text': not a readable video" in text
-    with pytest.raises(UserError, match=r"none of 2 videos is of use; .*empty\.mp4: the file is empty"):
-        run({name: mixed[name] for name in ("empty", "text")}, out, settings=replace(QUICK, on_error="skip"))
+    for names in (("empty", "text"), ("text", "empty")):
+        with pytest.raises(UserError, match=rf"none of 2 videos is of use; \S*{names[0]}\.mp4: "):
+            run({name: mixed[name] for name in names}, out, settings=replace(QUICK, on_error="skip"))
     assert list(features_of(out)) == ["half", "short"]
 
 
