@@ -25,7 +25,7 @@ from ahernet import __version__
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
 from ahernet.errors import UserError
-from ahernet.event_log import log_to
+from ahernet.event_log import log_to, warnings_as_lines
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -77,7 +77,8 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError("a number on the command line is too large") from error
     name, given = parsed.subcommand, parsed[parsed.subcommand]
     _check_outputs((*COMMANDS[name].outputs, "log_json"), given, arguments)
-    with log_to(_log_of(given), name, arguments):
+    _check_annotation_options(name, given)
+    with log_to(_log_of(given), name, arguments), warnings_as_lines():
         COMMANDS[name].run(given)
     sys.stdout.flush()
     return 0
@@ -104,6 +105,18 @@ def _check_outputs(names: Sequence[str], given: Namespace, arguments: Sequence[s
             if name in options and other != name and os.path.realpath(path) == os.path.realpath(taken):
                 what = "is written to" if other in options else "is read"
                 raise UserError(f"{options[name]} {path}: {what} by this command as well, expected another name")
+
+
+def _check_annotation_options(command: str, given: Namespace) -> None:
+    """Refuse options that say how annotations are to be read where no annotations are given.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if given.get("annotations", "positional") is None:
+        for name in ("subset", "subsets", "categories"):
+            if given.get(name) is not None:
+                raise UserError(f"{command}: --{name} needs --annotations, the file that it is about")
 
 
 def _log_of(given: Namespace) -> Path | None:

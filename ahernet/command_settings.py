@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 
 from ahernet.config import PRESETS, Config, config_from_dict, config_to_dict
+
+WIDTH = 110  # of help, in characters, where the terminal is as wide
 
 SECTIONS = {
     item.name: type(getattr(Config(), item.name)) for item in dataclasses.fields(Config) if item.name != "preset"
@@ -19,7 +22,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows short names for values and, for every setting, what the presets say."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
+        super().__init__(prog, max_help_position=34, width=width)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return "VALUE"

@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -121,6 +122,15 @@ def warn(message: str) -> None:
     """Say on standard error, and in the log, what may not be as the user intends."""
     print(message, file=sys.stderr)
     log_event("warning", message=message)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Say what libraries warn of as `warn` does, one line each; that a font lacks a letter is no news to anybody."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")
+        warnings.showwarning = lambda message, *_, **__: warn(f"warning: {' '.join(str(message).split())}")
+        yield
 
 
 def say_result(message: str, **fields: Any) -> None:

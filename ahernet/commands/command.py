@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ahernet.data.annotations import Annotations
 
 
+LARGEST_DRAWS = 1_000_000  # of a bootstrap: hours of work, and scores that still fit into memory
+
+
 @dataclass(frozen=True)
 class Command:
     """One subcommand: `usage` is what follows its name, `example` one line that works.
@@ -84,6 +87,16 @@ def classes_of(parsed: Namespace) -> list[str] | None:
     from ahernet.data.annotations import read_class_names
 
     return None if parsed.classes is None else read_class_names(parsed.classes)
+
+
+def check_draws(draws: int, command: str, minimum: int) -> None:
+    """Check `--draws`, how many sets of videos a bootstrap draws.
+
+    Raises:
+        UserError: fewer than `minimum`, or more than anyone could wait for.
+    """
+    if not minimum <= draws <= LARGEST_DRAWS:
+        raise UserError(f"{command}: --draws: expected {minimum} to {LARGEST_DRAWS:,}, got {draws}")
 
 
 def add_groups(parser: ArgumentParser, meaning: str) -> None:

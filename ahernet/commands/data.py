@@ -110,7 +110,6 @@ def _add_import_recordings(parser: ArgumentParser) -> None:
 def _run_import_recordings(parsed: Namespace) -> None:
     from ahernet.data.recordings import import_recordings
 
-    make_folder(parsed.out)
     report = import_recordings(
         parsed.recordings,
         parsed.out / "archive.h5",
@@ -177,10 +176,17 @@ def _add_inspect(parser: ArgumentParser) -> None:
 
 def _run_inspect(parsed: Namespace) -> None:
     from ahernet.data.inspection import SHOWN_PER_KIND, format_inspection, inspect_archive
+    from ahernet.recognition import recognise
 
-    inspection = inspect_archive(
-        parsed.archive, parsed.annotations, categories=parsed.categories, subsets=parsed.subsets, progress=True
-    )
+    try:
+        inspection = inspect_archive(
+            parsed.archive, parsed.annotations, categories=parsed.categories, subsets=parsed.subsets, progress=True
+        )
+    except UserError as error:
+        other = recognise(parsed.archive)
+        if other is None:
+            raise
+        raise UserError(f"{parsed.archive}: no feature archive but {other}") from error
     print(format_inspection(inspection, shown=None if parsed.strict else SHOWN_PER_KIND))
     if parsed.strict and inspection.problems:
         raise UserError(f"{parsed.archive}: {len(inspection.problems):,} problems, listed above (--strict)")

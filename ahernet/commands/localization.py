@@ -17,6 +17,7 @@ from ahernet.commands.command import (
     add_device,
     add_groups,
     add_log,
+    check_draws,
     classes_of,
     groups_of,
     read_annotations_of,
@@ -89,8 +90,6 @@ def _add_localize(parser: ArgumentParser) -> None:
 
 
 def _run_localize(parsed: Namespace) -> None:
-    if parsed.subset is not None and parsed.annotations is None:
-        raise UserError("localize: --subset needs --annotations, the file that says which videos it has")
     if parsed.out.name.lower().endswith(SUFFIXES):
         for name in ("shard_videos", "shard_format", "processes", "engine"):
             if parsed[name] is not None:
@@ -300,8 +299,7 @@ def _run_evaluate(parsed: Namespace) -> None:
     from ahernet.evaluation.report import format_report, report_dictionary
     from ahernet.evaluation.sensitivity import sensitivity
 
-    if parsed.draws < 0:
-        raise UserError(f"evaluate: --draws: expected at least 0, got {parsed.draws}")
+    check_draws(parsed.draws, "evaluate", 0)
     if parsed.json is not None:
         check_output_file(parsed.json)
     detections = load_detections(parsed.detections)

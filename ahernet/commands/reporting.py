@@ -11,6 +11,7 @@ from ahernet.commands.command import (
     add_annotation_options,
     add_classes,
     add_groups,
+    check_draws,
     classes_of,
     groups_of,
     read_annotations_of,
@@ -55,8 +56,7 @@ def _add_report(parser: ArgumentParser) -> None:
 def _run_report(parsed: Namespace) -> None:
     if parsed.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{parsed.out}: expected a file name that ends in .html")
-    if parsed.draws < 1:
-        raise UserError(f"report: --draws: expected at least 1, got {parsed.draws}")
+    check_draws(parsed.draws, "report", 1)
     for path in (parsed.out, parsed.thresholds):
         if path is not None:
             check_output_file(path)
@@ -82,11 +82,12 @@ def _run_report(parsed: Namespace) -> None:
         groups = _groups_of_run(parsed.run, selected.classes())
     settings = ReportSettings(f"Report of {parsed.detections.name}", sources, parsed.bins, parsed.draws, groups)
     content, points = report_content(of_subset(detections, annotations, selected), selected, settings, losses)
-    make_folder(parsed.out.parent)
+    for path in (parsed.out, parsed.thresholds):
+        if path is not None:
+            make_folder(path.parent)
     write_page(parsed.out, content)
     print(f"{parsed.out}: average mAP {100 * content['precision']['mean']:.2f} %")
     if parsed.thresholds is not None:
-        make_folder(parsed.thresholds.parent)
         minimum_scores = points.minimum_scores()
         with replace_when_complete(parsed.thresholds) as path:
             path.write_text(json.dumps(minimum_scores, indent=1) + "\n", encoding="utf-8")

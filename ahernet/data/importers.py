@@ -44,6 +44,7 @@ class ImportReport:
         equal_rows: rows of every video if all of several have the same number, as after rescaling; 0 otherwise.
         from_rows: videos whose duration was computed from their number of rows.
         without_duration: ids written with unknown duration.
+        not_annotated: ids with a duration of the source, because a given annotation file has none of them.
         skipped: what was wrong with each video left out.
         ignored: other files in the folder, by suffix not features.
         unused_names: names of the map that the source does not have.
@@ -60,6 +61,7 @@ class ImportReport:
     equal_rows: int
     from_rows: int
     without_duration: tuple[str, ...]
+    not_annotated: tuple[str, ...]
     skipped: tuple[str, ...]
     ignored: int
     unused_names: tuple[str, ...]
@@ -74,6 +76,8 @@ class ImportReport:
             text += f"; {self.changed:,} read again, because they have changed since an earlier run"
         if self.without_duration:
             text += f"; {len(self.without_duration):,} without duration, as {self.without_duration[0]!r}"
+        if self.not_annotated:
+            text += f"; {len(self.not_annotated):,} without a duration in the annotations, as {self.not_annotated[0]!r}"
         if self.ignored:
             text += f"; {self.ignored:,} other files ignored"
         if self.unused_names:
@@ -238,6 +242,11 @@ def import_features(
             from_rows=computed
             * sum(video.id not in annotated and not math.isnan(video.duration) for video in finished),
             without_duration=tuple(video_id for video_id in kept if math.isnan(seconds[video_id])),
+            not_annotated=tuple(
+                video_id
+                for video_id in kept
+                if durations is not None and video_id not in annotated and not math.isnan(seconds[video_id])
+            ),
             skipped=tuple(bad.messages),
             ignored=found.ignored,
             unused_names=tuple(name for name in names or () if name not in present),

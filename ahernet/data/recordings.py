@@ -35,6 +35,7 @@ from ahernet.data.annotations import Annotations, VideoAnnotations, write_annota
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.zip_guard import check_npz, is_zip
 from ahernet.errors import UserError
+from ahernet.files import make_folder
 
 Cut = Literal["none", "classes", "groups"]
 """`none`: a recording is a clip. `classes`: recordings are cut where the class changes. `groups`: where a class that is
@@ -110,8 +111,8 @@ def import_recordings(
 
     Args:
         path: the npz file; its layout and the features are described in this module's docstring.
-        archive: feature archive to write.
-        annotations: annotation file to write.
+        archive: feature archive to write, and folders for it.
+        annotations: annotation file to write, and folders for it.
         window: samples that one row describes.
         stride: samples from one row to the next.
         cut: `none` keeps recordings whole. `classes` cuts midway between the last segment of a run of one
@@ -141,6 +142,8 @@ def import_recordings(
     dimension = STATISTICS * recordings.samples.shape[1]
     videos: dict[str, VideoAnnotations] = {}
     rows = 0
+    make_folder(archive.parent)
+    make_folder(annotations.parent)
     with ArchiveWriter(
         archive,
         dimension=dimension,

@@ -173,8 +173,10 @@ def write_setting(plan: SettingPlan, folder: Path, *, render: bool, progress: bo
         The setting file. Without `render` the archives that it names are left to the caller.
 
     Raises:
-        UserError: the folder holds other files or features of other videos, or cannot be written.
+        UserError: a class is both base and novel or does not occur in its annotations, the folder holds other files or
+            features of other videos, or cannot be written.
     """
+    _check_classes(plan)
     make_own_folder(folder, "base.txt")
     for name, part in (("base", plan.base), ("novel", plan.novel)):
         with replace_when_complete(folder / f"{name}.txt") as temporary:
@@ -191,6 +193,19 @@ def write_setting(plan: SettingPlan, folder: Path, *, render: bool, progress: bo
     with replace_when_complete(path) as temporary:
         temporary.write_text(_setting_text(plan, stems), encoding="utf-8")
     return path
+
+
+def _check_classes(plan: SettingPlan) -> None:
+    both = [name for name in plan.base.classes if name in set(plan.novel.classes)]
+    if both:
+        raise UserError(f"{plan.name}: {len(both):,} classes are both base and novel, for example {both[0]!r}")
+    for kind, part in (("base", plan.base), ("novel", plan.novel)):
+        occurring = set(part.annotations.classes())
+        unknown = [name for name in part.classes if name not in occurring]
+        if unknown:
+            raise UserError(
+                f"{part.annotations.source}: shows none of {len(unknown):,} {kind} classes, for example {unknown[0]!r}"
+            )
 
 
 def _render(archive: Path, annotations: Annotations, progress: bool) -> None:

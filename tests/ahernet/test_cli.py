@@ -3,6 +3,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,14 @@ def test_the_example_of_a_command_is_one_that_the_parser_accepts(name, capsys):
     assert _make_parser().parse_args([name, *words]).subcommand == name
 
 
+@pytest.mark.parametrize(("columns", "longest"), [("70", 70), ("300", 110)])
+def test_help_is_as_wide_as_the_terminal_and_no_wider_than_one_can_read(monkeypatch, capsys, columns, longest):
+    monkeypatch.setenv("COLUMNS", columns)
+    main(["evaluate", "--help"])
+    options = capsys.readouterr().out.partition("options:")[2].partition("example:")[0]
+    assert longest - 10 < max(map(len, options.splitlines())) <= longest
+
+
 def test_help_of_settings_says_what_the_presets_have(capsys):
     main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -130,6 +140,8 @@ def test_version(capsys):
         (["localize", "a", "b", "--out", "x.json", "--processes", "2"], "--processes is for a folder of shards"),
         (["localize", "a", "b", "--out", "x", "--processes", "0"], "--processes: expected at least 1, got 0"),
         (["localize", "a", "b", "--out", "x.json", "--subset", "v"], "--subset needs --annotations"),
+        (["inspect", "a.h5", "--subsets", "s.csv"], "inspect: --subsets needs --annotations"),
+        (["import", "a", "--out", "x.h5", "--categories", "c.txt"], "import: --categories needs --annotations"),
         (["evaluate", "no.json", "b"], "no.json: cannot read"),
         (["plot", "no.json", "--out", "c"], "no.json: cannot read"),
         (["plot", "no.json", "--out", "c", "--top", "0"], "--top: expected at least 1"),
@@ -317,7 +329,8 @@ def test_evaluate_gives_groups_an_interval_and_parts_where_asked(world, detectio
         (["--groups", "base"], "--groups: expected NAME=FILE, got 'base'"),
         (["--groups", "base=none.txt"], "none.txt"),
         (["--groups", "all=none.txt"], "--groups: the name 'all' is taken already"),
-        (["--draws", "-1"], "--draws: expected at least 0, got -1"),
+        (["--draws", "-1"], "--draws: expected 0 to 1,000,000, got -1"),
+        (["--draws", "1000001"], "--draws: expected 0 to 1,000,000, got 1000001"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_score(world, detections, capsys, options, message):
@@ -365,6 +378,35 @@ def test_folders_of_features_are_imported_and_inspected(capsys, tmp_path):
     assert "2 videos, 10 rows of 4" in capsys.readouterr().out
     assert main(["inspect", str(archive)]) == 0
     assert "clip stride    16" in capsys.readouterr().out
+
+
+def test_inspect_says_of_other_files_what_they_are(world, run, detections, capsys, tmp_path):
+    video = tmp_path / "a.mp4"
+    video.touch()
+    nothing = tmp_path / "a.txt"
+    nothing.write_text("nothing")
+    assert "annotations of" in refused(capsys, "inspect", world[1])
+    assert "detections in 9 videos" in refused(capsys, "inspect", detections)
+    assert "the folder of a run" in refused(capsys, "inspect", run)
+    assert "a video; extract makes an archive" in refused(capsys, "inspect", video)
+    assert refused(capsys, "inspect", nothing) == f"{nothing}: not an HDF5 file"
+
+
+def test_recordings_that_are_refused_leave_no_folder(capsys, tmp_path):
+    bad = tmp_path / "a.npz"
+    bad.touch()
+    assert str(bad) in refused(capsys, "import-recordings", bad, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_warnings_of_libraries_are_lines_without_places_in_code(capsys, tmp_path, monkeypatch):
+    def run(parsed):
+        warnings.warn("Glyph 20013 (\\N{CJK}) missing from font(s)", stacklevel=1)
+        warnings.warn("something\nodd", stacklevel=1)
+
+    monkeypatch.setitem(COMMANDS, "join", replace(COMMANDS["join"], run=run))
+    assert main(["join", "a.h5", "--out", str(tmp_path / "x.json")]) == 0
+    assert capsys.readouterr().err == "warning: something odd\n"
 
 
 def test_recordings_are_imported(capsys, tmp_path):

@@ -63,6 +63,8 @@ def test_durations_come_from_annotations_first_then_from_the_grid(folder, tmp_pa
     with open_archive(report.path) as archive:
         assert archive.durations.tolist() == [12.5, 1.0, 0.5]
     assert report.without_duration == ()
+    assert report.not_annotated == ("v_b", "v_c")
+    assert "2 without a duration in the annotations, as 'v_b'" in str(report)
 
 
 @pytest.mark.parametrize("settings", [{}, {"frame_rate": 25.0}, {"clip_stride": 16}])

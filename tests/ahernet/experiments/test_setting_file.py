@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,20 @@ def test_a_written_setting_reads_back_with_moments_of_novel_training_videos(plan
     assert not setting.one_source
     assert oracle(setting) == (setting.novel_videos, ("c", "d", "e"))
     assert read_setting(path, tmp_path / "work") == setting
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("c", "a"), "two: 1 classes are both base and novel, for example 'a'"),
+        (("c", "f"), "shows none of 1 novel classes, for example 'f'"),
+    ],
+)
+def test_classes_that_fit_no_setting_are_refused_and_nothing_is_written(plan, tmp_path, classes, message):
+    wrong = replace(plan, novel=replace(plan.novel, classes=classes))
+    with pytest.raises(UserError, match=message):
+        write_setting(wrong, tmp_path / "setting", render=False)
+    assert not (tmp_path / "setting").exists()
 
 
 def test_other_features_make_another_setting(plan, tmp_path):
