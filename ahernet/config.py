@@ -443,7 +443,7 @@ _TUNED = Config(
     # that deceive it and look like nothing real; the distance to real context holds them (and might allow the former).
     # L_reg is a sum over eight scales and pulls the backbone away from boundaries: with a weight of 1, novel classes'
     # proposals reach an AUC of 80 instead of 87 on the rendered world. Foreground cells alone are too few to learn
-    # many classes from.
+    # many classes from. Background that nobody takes for an action teaches L_ov nothing, and is most of it.
     loss=LossConfig(
         segment=0.05,
         classification=0.5,
@@ -453,6 +453,7 @@ _TUNED = Config(
         generator=0.1,
         context=1.0,
         class_cells="all",
+        overlap_anchors="hard",
     ),
     # One bad batch must not undo a run. A linear classifier on features that serve boundaries first learns slowly: at
     # the rate of the rest, W_regv has hardly begun when the rest is done. The weight transfer has only the rows of the
