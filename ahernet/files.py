@@ -30,17 +30,17 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
     check_output_file(path)
     path = path.resolve()
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:SHOWN_NAME]}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_copy_prefix(path), suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot write there ({error.strerror})") from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror or error})") from error
     finally:
@@ -57,7 +57,7 @@ def write_once(path: Path, text: str) -> bool:
     """
     if path.exists():
         return False
-    prefix = f".{path.name[:SHOWN_NAME]}."
+    prefix = _copy_prefix(path)
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=prefix, suffix=".tmp") as temporary:
             temporary.write(text)
@@ -65,7 +65,7 @@ def write_once(path: Path, text: str) -> bool:
             os.fsync(temporary.fileno())
             Path(temporary.name).chmod(0o666 & ~_umask())
             os.link(temporary.name, path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
@@ -81,7 +81,7 @@ def remove_copies(path: Path) -> None:
     Calls of `replace_when_complete` that are at work fail by it: whoever else may write the file must be kept out.
     """
     path = path.resolve()
-    name = re.compile(re.escape(f".{path.name[:SHOWN_NAME]}.") + r"[a-z0-9_]{8}\.tmp")
+    name = re.compile(re.escape(_copy_prefix(path)) + r"[a-z0-9_]{8}\.tmp")
     for found in path.parent.glob(".*.tmp"):
         if name.fullmatch(found.name):
             found.unlink(missing_ok=True)
@@ -191,6 +191,15 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def flush_to_disk(path: Path) -> None:
+    """Bring what a file holds, or which files a folder has, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def safe_file_name(video_id: str) -> str:
     """Return a file name (no folder, no suffix) for an untrusted video id.
 
@@ -242,12 +251,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _copy_prefix(path: Path) -> str:
+    """Return how the names of unfinished copies of a file begin: those of no other file begin so."""
+    name = path.name
+    if len(name) > SHOWN_NAME:
+        name = f"{name[:SHOWN_NAME]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return f".{name}."
 
 
 def _umask() -> int:

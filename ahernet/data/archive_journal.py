@@ -36,6 +36,7 @@ from ahernet.files import (
     BusyFolder,
     check_output_file,
     claim_folder,
+    flush_to_disk,
     make_folder,
     remove_copies,
     replace_when_complete,
@@ -91,6 +92,7 @@ class ArchiveJournal:
         # Unbuffered: nothing is left to be written when the disk is full.
         self._rows = (folder / "rows.bin").open("ab", buffering=0)
         self._lines = (folder / "journal.jsonl").open("ab", buffering=0)
+        flush_to_disk(folder)
         self._unsynced: list[FinishedVideo] = []
         self.finished = self._read_lines()
 

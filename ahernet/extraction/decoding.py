@@ -3,6 +3,7 @@
 import math
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,21 +14,31 @@ from numpy.typing import NDArray
 
 from ahernet.errors import UserError
 from ahernet.extraction.clips import clips_of
-from ahernet.extraction.video import Decoder, Framing, OpenVideo, duration_of, remarks_on
+from ahernet.extraction.video import Decoder, Framing, OpenVideo, ReadingFailed, duration_of, remarks_on
 
 MOST_CLIPS = 1 << 18  # of a video, whose features are in memory until it ends: 23 hours at 25 frames a second
 LEAST_GAP, GAP_FRAMES = 2.0, 10  # seconds, and mean intervals: from there on a pause between frames is worth a remark
+LEAST_SHIFT = 1.0  # seconds that frames are presented from where rows say they are, from which on it is worth a remark
 JUMP_BACK = 1.0  # seconds; frames of damaged files change places by less
 WAIT = 0.1  # seconds, between two looks at whether anybody still wants the clips
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """Clip `number` of a video: frames (clip_length, side, side, 3) uint8 RGB."""
+    """Clip `number` of a video: frames (clip_length, side, side, 3) uint8 RGB; `attempt` counts restarts before it."""
 
     video_id: str
     number: int
     frames: NDArray[np.uint8]
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class RestartedVideo:
+    """A video that begins again: clips of it with a smaller `attempt` are void, those that come later, too."""
+
+    video_id: str
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,11 @@ class FailedVideo:
     reason: str
 
 
-Event = DecodedClip | DecodedVideo | FailedVideo
+Event = DecodedClip | RestartedVideo | DecodedVideo | FailedVideo
+
+
+class _DamagedError(Exception):
+    """Something of a video could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +83,45 @@ class ClipDecoder:
     stride: int
 
     def __call__(self, video_id: str, path: Path) -> Iterator[Event]:
-        """Yield the clips of a video, then its end; a failure at any point, instead of the rest."""
-        number = -1
+        """Yield the clips of a video, then its end; a failure at any point, instead of the rest.
+
+        One that is damaged, or that the system failed to read, is begun once more, carefully.
+
+        Raises:
+            UserError: the system fails to read it again.
+        """
         try:
-            with self.decoder.open(path, self.framing) as video:
-                clock = _Clock(video)
-                for number, frames in enumerate(clips_of(clock.pictures(), self.clip_length, self.stride)):
-                    if number >= MOST_CLIPS:
-                        raise UserError(
-                            f"has more than {MOST_CLIPS:,} clips; cut it into parts, or give a larger --clip-stride"
-                        )
-                    yield DecodedClip(video_id, number, frames)
-                if not clock.frames:
-                    raise UserError("no frame of it can be decoded")
-                duration = duration_of(clock.frames, clock.span, clock.stretches, video.declared_rate)
-                remarks = (*remarks_on(video, clock.frames, duration), *clock.remarks(duration))
+            try:
+                yield from self._decode(video_id, path, attempt=0)
+            except (_DamagedError, ReadingFailed):
+                yield RestartedVideo(video_id, 1)
+                yield from self._decode(video_id, path, attempt=1)
+        except ReadingFailed as error:
+            raise UserError(
+                f"{path}: the system fails to read it ({error}); nothing is kept of it, the same command goes on"
+            ) from error
         except UserError as error:
             yield FailedVideo(video_id, str(error))
-            return
+
+    def _decode(self, video_id: str, path: Path, attempt: int) -> Iterator[Event]:
+        number = -1
+        careful = attempt > 0
+        with self.decoder.open(path, self.framing, careful=careful) as video:
+            clock = _Clock(video)
+            for number, frames in enumerate(clips_of(clock.pictures(), self.clip_length, self.stride)):
+                if video.damaged and not careful:
+                    break
+                if number >= MOST_CLIPS:
+                    raise UserError(
+                        f"has more than {MOST_CLIPS:,} clips; cut it into parts, or give a larger --clip-stride"
+                    )
+                yield DecodedClip(video_id, number, frames, attempt)
+            if video.damaged and not careful:
+                raise _DamagedError
+            if not clock.frames:
+                raise UserError("no frame of it can be decoded")
+            duration = duration_of(clock.frames, clock.span, clock.stretches, video.declared_rate)
+            remarks = (*remarks_on(video, clock.frames, duration), *clock.remarks(duration))
         yield DecodedVideo(video_id, number + 1, duration, remarks)
 
 
@@ -97,6 +133,9 @@ def decode_ahead(
 
     The events of one video come in order, those of different videos mixed. At most `ahead` events wait to be taken.
     Leaving the context stops the threads. What `decode` raises is raised where it would have come next.
+
+    Raises:
+        UserError: the system lets no more threads start.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
     unwanted = threading.Event()
@@ -127,14 +166,18 @@ def decode_ahead(
                 put(error)
 
     threads = [threading.Thread(target=work, name=f"ahernet-decode-{k}") for k in range(workers)]
-    for thread in threads:
-        thread.start()
     try:
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:
+            raise UserError(f"extract: cannot start {workers:,} threads ({error}); give fewer --workers") from error
         yield _taken(events, workers)
     finally:
         unwanted.set()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
 
 class _UnwantedError(Exception):
@@ -153,7 +196,7 @@ def _taken(events: "queue.Queue[Event | BaseException | None]", workers: int) ->
 
 
 class _Clock:
-    """Counts frames as they pass, and notes when they are presented.
+    """Counts frames as they pass, and keeps when they are presented.
 
     Times that jump back begin a new stretch, as where recordings were put behind one another.
     """
@@ -164,6 +207,7 @@ class _Clock:
         self._last = -math.inf
         self._earlier = 0.0
         self._gap = 0.0
+        self._times = array("d")
         self.frames = 0
         self.stretches = 1
 
@@ -187,9 +231,22 @@ class _Clock:
             remarks.append(f"times jump back {self.stretches - 1:,} times, taken for recordings behind one another")
         if self._gap > max(LEAST_GAP, GAP_FRAMES * duration / self.frames):
             remarks.append(f"no frame for {self._gap:,.1f} s, which the rows do not show")
+        elif self._shift(duration) > LEAST_SHIFT:
+            remarks.append(f"frames come unevenly: rows are up to {self._shift(duration):,.1f} s from their time")
+        late = self._times[0] - self._video.declared_start if self._times else 0.0
+        if late > LEAST_SHIFT:
+            remarks.append(f"the picture begins {late:,.1f} s after the sound: all rows are that much too early")
         return tuple(remarks)
 
+    def _shift(self, duration: float) -> float:
+        """Return how far, at most, a frame is from where it would be if all lasted the same."""
+        if self.stretches > 1 or len(self._times) < self.frames:
+            return 0.0
+        times = np.frombuffer(self._times)
+        return float(np.abs(times - times[0] - np.arange(len(times)) * (duration / len(times))).max())
+
     def _note(self, time: float) -> None:
+        self._times.append(time)
         if time < self._last - JUMP_BACK:
             self._earlier += self._last - self._first
             self._first = self._last = time

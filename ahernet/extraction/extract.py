@@ -96,10 +96,12 @@ class Outcome:
 
     Attributes:
         kept: whether any is of use, so that there will be an archive.
+        sources: versions of the files that are there, by video id.
         remarks, skipped: as in `ExtractionReport`.
     """
 
     kept: bool
+    sources: Mapping[str, str]
     remarks: Mapping[str, str]
     skipped: Mapping[str, str]
 
@@ -143,7 +145,7 @@ def extract(
         settings.clip_stride,
     )
     origin = {"ahernet extract": {**network.describe(), "clip_stride": settings.clip_stride, "decoder": decoder.name}}
-    computed = {"batch_size": settings.batch_size, "device": network.device.type}
+    computed = {"batch_size": settings.batch_size, **network.describe_device()}
     skipped: dict[str, str] = {}
     with open_journal(
         out,
@@ -151,8 +153,8 @@ def extract(
         dtype=settings.dtype,
         settings={**origin["ahernet extract"], **computed},
     ) as journal:
-        sources = {video_id: file_version(path) for video_id, path in videos.items()}
-        todo = {video_id: path for video_id, path in videos.items() if not journal.has(video_id, sources[video_id])}
+        sources = _sources(videos, skipped, settings.on_error)
+        todo = {key: videos[key] for key, source in sources.items() if not journal.has(key, source)}
         found = extract_videos(todo.items(), network, decode, settings.batch_size, settings.workers)
         # Closed at once also after an error: the message must not end up on the line of the progress bar.
         with _kept_for_later(journal), _progress(todo, decode, progress) as advance, closing(found):
@@ -163,6 +165,7 @@ def extract(
         finished = [journal.finished[video_id] for video_id in kept]
         outcome = Outcome(
             bool(kept),
+            sources,
             {video.id: "; ".join(video.remarks) for video in finished if video.remarks},
             {video_id: skipped[video_id] for video_id in videos if video_id in skipped},
         )
@@ -178,10 +181,23 @@ def extract(
         sum(video.rows for video in finished),
         network.backbone.dimension,
         math.fsum(video.duration for video in finished),
-        len(videos) - len(todo),
+        len(sources) - len(todo),
         outcome.remarks,
         outcome.skipped,
     )
+
+
+def _sources(videos: Mapping[str, Path], skipped: dict[str, str], on_error: Literal["stop", "skip"]) -> dict[str, str]:
+    """Return the versions of the files that are there; note in `skipped` those that are not, or stop."""
+    sources: dict[str, str] = {}
+    for video_id, path in videos.items():
+        try:
+            sources[video_id] = file_version(path)
+        except UserError as error:
+            if on_error == "stop":
+                raise
+            skipped[video_id] = str(error).removeprefix(f"{path}: ")
+    return sources
 
 
 def _keep(

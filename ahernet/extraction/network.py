@@ -41,6 +41,11 @@ class ClipNetwork:
         """Return everything that the features of a clip depend on, as JSON can hold it."""
         return {**self.backbone.describe(), "weights": self.weights, "arithmetic": self.arithmetic}
 
+    def describe_device(self) -> dict[str, Any]:
+        """Return what the rounding of features depends on: on a CPU the threads that share a convolution, too."""
+        threads = {"cpu_threads": torch.get_num_threads()} if self.device.type == "cpu" else {}
+        return {"device": self.device.type, **threads}
+
     def launch(self, clips: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         """Start to compute the features of clips (B, clip_length, side, side, 3), uint8 RGB.
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ahernet.extraction.decoding import DecodedClip, DecodedVideo, Event, FailedVideo
+from ahernet.extraction.decoding import DecodedClip, DecodedVideo, Event, FailedVideo, RestartedVideo
 
 PATIENCE = 4  # batches' worth of clips that may wait for a full batch
 
@@ -27,7 +27,9 @@ def place_of(video_id: str, number: int, batch_size: int) -> int:
     return (zlib.crc32(video_id.encode()) + number) % batch_size
 
 
-def batches_of(events: Iterable[Event], batch_size: int) -> Iterator[Batch | DecodedVideo | FailedVideo]:
+def batches_of(
+    events: Iterable[Event], batch_size: int
+) -> Iterator[Batch | RestartedVideo | DecodedVideo | FailedVideo]:
     """Collect clips into batches; other events pass through, the end of a video possibly before its last clips.
 
     A batch is given when every place is taken, or when `PATIENCE` times `batch_size` clips wait, or at the end.

@@ -1,15 +1,17 @@
 """Decoding with PyAV (FFmpeg): threads of its own, any codec, frames made small before they leave it."""
 
+import errno
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ahernet.errors import UserError
-from ahernet.extraction.video import Frame, Framing
+from ahernet.extraction.video import Frame, Framing, ReadingFailed
 
 try:
     import av
@@ -19,20 +21,38 @@ except ImportError as missing:
     raise UserError("extract: needs PyAV; install it with pip install 'ahernet[video]'") from missing
 
 PLAYLISTS = {"hls", "dash", "concat", "image2", "imf"}  # they would open other files than the one that was named
+# What systems say when they fail to read, some of which FFmpeg also says of broken files.
+SYSTEM_ERRORS = {
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENODEV,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ENOTCONN,
+    errno.ECONNRESET,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+}
+READ_BYTES = 1 << 22
 MOST_PIXELS = 1 << 26  # of a frame, above 8K: a damaged header must not claim all memory
 
 
 class PyAVVideo:
     """An open file; `OpenVideo` says what the attributes are."""
 
-    def __init__(self, container: Any, stream: Any, framing: Framing) -> None:
+    def __init__(self, container: Any, stream: Any, framing: Framing, failure: "_Failure") -> None:
         self.declared_frames = int(stream.frames)
         self.declared_duration = _seconds(container, stream)
         self.declared_rate = float(stream.average_rate or math.nan)
+        start = container.start_time
+        self.declared_start = math.nan if start is None else start / av.time_base
         self.damaged = 0
         self._container = container
         self._stream = stream
         self._framing = framing
+        self._failure = failure
         self._reformatter = VideoReformatter()
 
     def frames(self) -> Iterator[Frame]:
@@ -40,7 +60,8 @@ class PyAVVideo:
         for decode in self._packets():
             try:
                 decoded = decode()
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                self._failure.check(error)
                 self.damaged += 1
                 continue
             for frame in decoded:
@@ -54,7 +75,8 @@ class PyAVVideo:
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError:  # the file breaks off
+            except av.FFmpegError as error:  # the file breaks off
+                self._failure.check(error)
                 self.damaged += 1
                 yield lambda: self._stream.decode(None)
                 return
@@ -71,11 +93,37 @@ class PyAVVideo:
         width, height = (max(self._framing.resize, round(length * scale)) for length in (width, height))
         if width * height > MOST_PIXELS:
             raise UserError(f"frames of {frame.width} x {frame.height} pixels are too far from square")
-        small = self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
+        try:
+            small = self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise UserError(f"frames of pixel format {frame.format.name} cannot be converted") from error
         side = self._framing.side
         top, left = ((length - side) // 2 for length in small.shape[:2])
         middle = small[top : top + side, left : left + side]
         return np.rot90(middle, round(frame.rotation / 90))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Tells a system that fails to read `path` from a broken file. FFmpeg says the same of both, so `careful` reads
+    the file once more by other means."""
+
+    path: Path
+    careful: bool
+
+    def check(self, error: Exception) -> None:
+        """Raise ReadingFailed if the system failed."""
+        if getattr(error, "errno", None) in SYSTEM_ERRORS and not (self.careful and self._can_be_read()):
+            raise ReadingFailed(getattr(error, "strerror", "")) from error
+
+    def _can_be_read(self) -> bool:
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                while file.read(READ_BYTES):
+                    pass
+        except OSError:
+            return False
+        return True
 
 
 class PyAVDecoder:
@@ -98,24 +146,28 @@ class PyAVDecoder:
                 raise UserError(f"extract: --decode-on: expected cpu or one of {', '.join(known)}, got {hardware!r}")
 
     @contextmanager
-    def open(self, path: Path, framing: Framing) -> Iterator[PyAVVideo]:
+    def open(self, path: Path, framing: Framing, *, careful: bool = False) -> Iterator[PyAVVideo]:
         """Open a video file for decoding; only this file is read, whatever it refers to.
 
         Raises:
             UserError: it is empty, no video, or of a kind that cannot be decoded. The message does not name it.
+            ReadingFailed: the system could not read it.
         """
-        with self._open_container(path) as container:
+        failure = _Failure(path, careful)
+        with self._open_container(path, failure) as container:
             if PLAYLISTS & set(container.format.name.split(",")):
                 raise UserError(f"a list of other files ({container.format.name}), expected a video")
             stream = _moving_pictures(container)
             if stream.width * stream.height > MOST_PIXELS:
                 raise UserError(f"frames of {stream.width} x {stream.height} pixels, at most {MOST_PIXELS:,} pixels")
             stream.thread_type = "AUTO"
+            if careful:  # what threads make of a damaged frame depends on which of them is first
+                stream.codec_context.thread_count = 1
             # frames may be larger than the header says
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-            yield PyAVVideo(container, stream, framing)
+            yield PyAVVideo(container, stream, framing, failure)
 
-    def _open_container(self, path: Path) -> Any:
+    def _open_container(self, path: Path, failure: _Failure) -> Any:
         try:
             if not path.stat().st_size:
                 raise UserError("the file is empty")
@@ -127,6 +179,7 @@ class PyAVDecoder:
                 hwaccel=self._hardware and av.codec.hwaccel.HWAccel(self._hardware),
             )
         except (OSError, av.FFmpegError) as error:
+            failure.check(error)
             where = f" on {self._hardware}" if self._hardware else ""
             raise UserError(f"not a readable video{where} ({error.strerror})") from error
 

@@ -37,6 +37,10 @@ class Frame:
     pixels: NDArray[np.uint8]
 
 
+class ReadingFailed(Exception):
+    """The system could not read a file: nothing is known of the video, which may be sound."""
+
+
 class OpenVideo(Protocol):
     """A video that is being decoded.
 
@@ -44,16 +48,22 @@ class OpenVideo(Protocol):
         declared_frames: how many the file says it has, 0 where it does not say.
         declared_duration: seconds that it says it lasts, NaN where it does not.
         declared_rate: frames per second that it says, NaN where it does not.
+        declared_start: time in seconds at which it begins, sound included, NaN where it does not say.
         damaged: packets and frames so far that could not be decoded, or not wholly.
     """
 
     declared_frames: int
     declared_duration: float
     declared_rate: float
+    declared_start: float
     damaged: int
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every frame once, in the order of presentation; a file that breaks off ends the frames."""
+        """Yield every frame once, in the order of presentation; a file that breaks off ends the frames.
+
+        Raises:
+            ReadingFailed: the system could not read on, which is no fault of the file.
+        """
 
 
 class Decoder(Protocol):
@@ -61,8 +71,13 @@ class Decoder(Protocol):
 
     name: str
 
-    def open(self, path: Path, framing: Framing) -> AbstractContextManager[OpenVideo]:
-        """Open a file. Raises UserError, without the file's name, for what is no video."""
+    def open(self, path: Path, framing: Framing, *, careful: bool = False) -> AbstractContextManager[OpenVideo]:
+        """Open a file; with `careful` the frames of damaged ones, too, are the same every time, at whatever cost.
+
+        Raises:
+            UserError: it is no video. The message does not name it.
+            ReadingFailed: as `OpenVideo.frames`.
+        """
 
 
 def duration_of(frames: int, span: float, stretches: int, rate: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ahernet.extraction.decoding import ClipDecoder, DecodedVideo, FailedVideo, decode_ahead
+from ahernet.extraction.decoding import ClipDecoder, DecodedVideo, FailedVideo, RestartedVideo, decode_ahead
 from ahernet.extraction.network import ClipNetwork
 from ahernet.extraction.placing import Batch, batches_of
 
@@ -47,6 +47,8 @@ def extract_videos(
             if isinstance(event, FailedVideo):
                 assembly.fail(event.video_id)
                 yield event
+            elif isinstance(event, RestartedVideo):
+                assembly.restart(event)
             elif isinstance(event, DecodedVideo):
                 yield from assembly.end(event)
             else:
@@ -65,11 +67,17 @@ class _Assembly:
         self._rows: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._ends: dict[str, DecodedVideo] = {}
         self._failed: set[str] = set()
+        self._attempts: dict[str, int] = {}
 
     def fail(self, video_id: str) -> None:
         """Forget a video; clips of it may still come."""
         self._failed.add(video_id)
         self._rows.pop(video_id, None)
+
+    def restart(self, video: RestartedVideo) -> None:
+        """Forget the rows of a video that begins again; void clips of it may still come."""
+        self._attempts[video.video_id] = video.attempt
+        self._rows.pop(video.video_id, None)
 
     def end(self, end: DecodedVideo) -> Iterator[ExtractedVideo]:
         """Note how many clips a video has; yield it if they are all there."""
@@ -79,7 +87,9 @@ class _Assembly:
     def add(self, batch: Batch, features: Callable[[], NDArray[np.float32]]) -> Iterator[ExtractedVideo]:
         """Take the rows of a computed batch; yield the videos that are complete with them."""
         for clip, row in zip(batch.places, features(), strict=True):
-            if clip is not None and clip.video_id not in self._failed:
+            if clip is None or clip.video_id in self._failed:
+                continue
+            if clip.attempt == self._attempts.get(clip.video_id, 0):
                 self._rows.setdefault(clip.video_id, {})[clip.number] = row.copy()
                 yield from self._complete(clip.video_id)
 

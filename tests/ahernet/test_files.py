@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import stat
@@ -201,9 +202,11 @@ def test_who_writes_once_gives_way_to_one_who_was_first_and_tidied_up(tmp_path, 
 
 
 def test_copies_of_one_file_are_removed_and_nothing_else(tmp_path):
-    long = "x" * 60
-    left = [tmp_path / ".part.h5.abcd_123.tmp", tmp_path / f".{long[:40]}.abcd_123.tmp"]
+    long, other = "x" * 60, "x" * 61
+    cut = [f".{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" for name in (long, other)]
+    left = [tmp_path / ".part.h5.abcd_123.tmp", tmp_path / f"{cut[0]}.abcd_123.tmp"]
     others = [tmp_path / name for name in ("part.h5", ".part.h5.tmp", ".part.h5.abcd.tmp", ".part.h5x.abcd_123.tmp")]
+    others.append(tmp_path / f"{cut[1]}.abcd_123.tmp")
     for path in (*left, *others):
         path.touch()
     remove_copies(tmp_path / "part.h5")

@@ -10,9 +10,16 @@ import pytest
 from small_videos import brightness, write_video
 
 from ahernet.errors import UserError
-from ahernet.extraction.decoding import ClipDecoder, DecodedClip, DecodedVideo, FailedVideo, decode_ahead
+from ahernet.extraction.decoding import (
+    ClipDecoder,
+    DecodedClip,
+    DecodedVideo,
+    FailedVideo,
+    RestartedVideo,
+    decode_ahead,
+)
 from ahernet.extraction.pyav_decoder import PyAVDecoder
-from ahernet.extraction.video import Frame, Framing
+from ahernet.extraction.video import Frame, Framing, ReadingFailed
 
 FRAMING = Framing(20, 16)
 
@@ -20,7 +27,7 @@ FRAMING = Framing(20, 16)
 class Scripted:
     """An open video of another make: the file's name says how many frames it has, and after which it fails."""
 
-    declared_duration = declared_rate = float("nan")
+    declared_duration = declared_rate = declared_start = float("nan")
     damaged = 0
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +46,7 @@ class ScriptedDecoder:
     name = "scripted"
 
     @contextmanager
-    def open(self, path: Path, framing: Framing):
+    def open(self, path: Path, framing: Framing, *, careful: bool = False):
         yield Scripted(path)
 
 
@@ -113,12 +120,12 @@ class Timed:
 
     name = "timed"
 
-    def __init__(self, times, rate=float("nan")):
-        self.times, self.declared_rate = times, rate
+    def __init__(self, times, rate=float("nan"), start=float("nan")):
+        self.times, self.declared_rate, self.declared_start = times, rate, start
         self.declared_frames, self.declared_duration, self.damaged = 0, float("nan"), 0
 
     @contextmanager
-    def open(self, path, framing):
+    def open(self, path, framing, *, careful=False):
         yield self
 
     def frames(self):
@@ -126,8 +133,8 @@ class Timed:
             yield Frame(time_, np.zeros((16, 16, 3), np.uint8))
 
 
-def end_of(times, rate=float("nan")):
-    return list(clips_by(Timed(times, rate))("v", Path("v.mp4")))[-1]
+def end_of(times, rate=float("nan"), start=float("nan")):
+    return list(clips_by(Timed(times, rate, start))("v", Path("v.mp4")))[-1]
 
 
 def seconds(count, start=0.0):
@@ -159,6 +166,82 @@ def test_a_pause_between_frames_is_said():
     assert end.duration == pytest.approx(7202.0 * 100 / 99, rel=1e-3)
     assert end.remarks == ("no frame for 7,198.0 s, which the rows do not show",)
     assert end_of([5.0 * k for k in range(40)]).remarks == ()  # slides
+
+
+def test_frames_that_come_unevenly_are_said_by_how_far_rows_are_from_their_time():
+    slow, fast = [k / 2 for k in range(20)], [10.0 + k / 13 for k in range(26)]
+    (remark,) = end_of(slow + fast).remarks
+    assert remark == "frames come unevenly: rows are up to 4.7 s from their time"
+    assert end_of([k / 25 + 0.4 * (k % 2) for k in range(100)]).remarks == ()
+
+
+def test_a_picture_that_begins_after_the_sound_is_said():
+    assert end_of(seconds(50, 10.0), start=0.0).remarks == (
+        "the picture begins 10.0 s after the sound: all rows are that much too early",
+    )
+    assert end_of(seconds(50, 10.0), start=9.9).remarks == end_of(seconds(50, 10.0)).remarks == ()
+
+
+class Unlucky:
+    """Decodes to grey frames, but something goes wrong after some, the first times that it is opened."""
+
+    name = "unlucky"
+    declared_frames, declared_duration, declared_rate, declared_start = 30, 3.0, 10.0, 0.0
+
+    def __init__(self, problem, times):
+        self.problem, self.times, self.care, self.damaged = problem, times, [], 0
+
+    @contextmanager
+    def open(self, path, framing, *, careful=False):
+        self.care.append(careful)
+        self.damaged = 0
+        yield self
+
+    def frames(self):
+        for number in range(30):
+            if number == 20 and len(self.care) <= self.times:
+                self.damaged += self.problem == "damage"
+                if self.problem == "system":
+                    raise ReadingFailed("Input/output error")
+            yield Frame(number / 10, np.full((16, 16, 3), 100 * len(self.care) + number, np.uint8))
+
+
+@pytest.mark.parametrize("problem", ["damage", "system"])
+def test_a_damaged_or_unreadable_video_is_begun_once_more_with_care(problem):
+    decoder = Unlucky(problem, times=1)
+    events = list(clips_by(decoder)("v", Path("v.mp4")))
+    assert decoder.care == [False, True]
+    restart = events.index(RestartedVideo("v", 1))
+    assert [clip.attempt for clip in events[:restart]] == [0]
+    assert [(clip.number, clip.attempt) for clip in events[restart + 1 : -1]] == [(0, 1), (1, 1), (2, 1)]
+    assert events[-1] == DecodedVideo("v", 3, pytest.approx(3.0), ())
+
+
+def test_damage_that_stays_is_kept_and_said():
+    end = list(clips_by(Unlucky("damage", times=2))("v", Path("v.mp4")))[-1]
+    assert end.remarks == ("1 damaged frames or packets",)
+
+
+def test_a_system_that_fails_to_read_twice_is_no_fault_of_the_video():
+    with pytest.raises(UserError, match=r"^a/v\.mp4: the system fails to read it \(Input/output error\)"):
+        list(clips_by(Unlucky("system", times=2))("v", Path("a/v.mp4")))
+
+
+def test_threads_that_cannot_start_are_an_error_and_leave_none_behind(monkeypatch):
+    start, before = threading.Thread.start, threading.active_count()
+
+    def limited(thread):
+        if threading.active_count() >= before + 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with (
+        pytest.raises(UserError, match=r"cannot start 5 threads .* fewer --workers"),
+        decode_ahead(clips_by(ScriptedDecoder()), [("v", Path("40.mp4"))], workers=5, ahead=2),
+    ):
+        pass
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(

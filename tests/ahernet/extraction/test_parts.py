@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,7 +56,7 @@ def test_parts_read_as_one_archive_in_the_order_of_the_videos(job):
     assert sorted(contents(job.folder)) == [
         "extraction.json",
         "manifest.json",
-        *(f"part-00000{k}.h5" for k in range(3)),
+        *(f"part-00000{k}.{suffix}" for k in range(3) for suffix in ("h5", "json")),
     ]
     with open_features(job.folder) as archive:
         assert archive.ids == tuple(job.videos)
@@ -106,24 +108,101 @@ def test_a_folder_of_another_extraction_is_refused(job, change, named):
     run(job)
     if "videos" in change:
         change = {"videos": dict(list(job.videos.items())[:5])}
-    with pytest.raises(UserError, match=f"holds parts of another extraction, of another {named}"):
+    with pytest.raises(UserError, match=f"holds parts of another extraction, with {named} .* instead of "):
         run(dataclasses.replace(job, **change))
 
 
-def test_a_part_that_another_process_makes_is_left_to_it(job):
+def test_a_part_that_another_process_makes_is_waited_for_and_made_if_that_one_dies(job, monkeypatch):
     run(job)
-    part_path(job, 1).unlink()
+    before = contents(job.folder)
+    for number in (1, 2):
+        part_path(job, number).unlink()
     (job.folder / "manifest.json").unlink()
     busy = job.folder / "part-000001.h5.partial"
     busy.mkdir()
-    with claim_folder(busy):
+    waits = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(claim_folder(busy))
+
+        def wait(seconds):
+            waits.append(sorted(path.name for path in job.folder.glob("part-*.h5")))
+            if len(waits) == 3:
+                other.close()
+
+        monkeypatch.setattr("ahernet.extraction.parts.time.sleep", wait)
         report = run(job)
-    assert report.unfinished == 1
+    assert waits == [["part-000000.h5", "part-000002.h5"]] * 3
+    assert report.unfinished == 0
+    assert contents(job.folder) == before
+
+
+def test_parts_of_files_that_have_changed_are_made_again(job, videos, tmp_path, capsys):
+    copies = {video_id: tmp_path / path.name for video_id, path in videos.items()}
+    for video_id, path in copies.items():
+        shutil.copy2(videos[video_id], path)
+    job = dataclasses.replace(job, videos=copies)
+    run(job)
+    before = contents(job.folder)
+    write_video(copies["v4"], 40)
+    report = run(job)
+    assert "1 parts are made again, because files of theirs have changed since" in capsys.readouterr().err
+    after = contents(job.folder)
+    assert {name for name in before if before[name] != after[name]} == {
+        "manifest.json",
+        "part-000001.h5",
+        "part-000001.json",
+    }
+    with open_features(job.folder) as archive:
+        assert archive.lengths[4] == 4
+    assert run(job) == report
+    assert capsys.readouterr().err == ""
+
+
+def test_a_kill_between_the_report_of_other_files_and_their_archive_leaves_no_archive_of_the_former(
+    job, videos, tmp_path, monkeypatch
+):
+    path = tmp_path / "changing.mp4"
+    shutil.copy2(videos["v4"], path)
+    job = dataclasses.replace(job, videos={**videos, "v4": path})
+    run(job)
+    write_video(path, 40)
+    with monkeypatch.context() as patch:
+        patch.setattr(ArchiveJournal, "publish", lambda *arguments, **settings: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(job)
+    assert report_path(job, 1).exists()
     assert not part_path(job, 1).exists()
-    assert not (job.folder / "manifest.json").exists()
-    assert str(report).splitlines()[0] == f"{job.folder}: 4 videos in 2 of 3 archives"
-    assert "1 archives are being made by other processes" in str(report)
+    run(job)
+    with open_features(job.folder) as archive:
+        assert archive.lengths[4] == 4
+
+
+def test_parts_of_a_version_that_wrote_no_reports_are_taken_as_they_are(job):
+    run(job)
+    before = contents(job.folder)
+    for number in range(3):
+        report_path(job, number).unlink()
     assert run(job).unfinished == 0
+    assert {name: before[name] for name in contents(job.folder)} == contents(job.folder)
+
+
+def test_damaged_videos_are_counted_and_named(job, videos, tmp_path):
+    half = tmp_path / "half.mp4"
+    whole = write_video(tmp_path / "whole.mp4", 40, options={"movflags": "faststart"})
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    report = run(dataclasses.replace(job, videos={**videos, "v5": half}))
+    assert report.incomplete == ("v5",)
+    assert "kept 1 videos although damaged or incomplete, as 'v5'; part-*.json say what they lack" in str(report)
+
+
+def test_a_file_that_is_gone_is_a_video_of_no_use(job, tmp_path):
+    gone = dataclasses.replace(job, videos={**job.videos, "v4": tmp_path / "gone.mp4"})
+    with pytest.raises(UserError, match=r"gone\.mp4: cannot read \(No such file or directory\)"):
+        run(gone)
+    skip = dataclasses.replace(
+        gone, folder=tmp_path / "skip", settings=dataclasses.replace(job.settings, on_error="skip")
+    )
+    assert run(skip).missing == ("v4",)
 
 
 def test_a_kill_after_a_part_has_its_name_loses_no_report_and_leaves_nothing_beside_it(job, monkeypatch):
@@ -174,15 +253,14 @@ def test_a_part_with_a_report_is_made_again_when_its_archive_is_gone(job, damage
     assert contents(job.folder) == before
 
 
-def test_a_report_that_no_longer_holds_goes_when_its_part_is_made_again(job):
-    run(broken(job, "v1"))
-    part_path(job, 0).unlink()
+def test_a_video_of_no_use_that_was_mended_is_no_longer_missing(job):
+    assert run(broken(job, "v1")).missing == ("v1",)
     skip = dataclasses.replace(job.settings, on_error="skip")
     assert run(dataclasses.replace(job, settings=skip)).missing == ()
-    assert not report_path(job, 0).exists()
+    assert json.loads(report_path(job, 0).read_text())["skipped"] == {}
 
 
-@pytest.mark.parametrize("key", ["decoder", "device"])
+@pytest.mark.parametrize("key", ["decoder", "device", "cpu_threads"])
 def test_parts_of_another_decoder_or_device_are_refused_before_work(job, key):
     run(job)
     part_path(job, 1).unlink()
@@ -190,7 +268,7 @@ def test_parts_of_another_decoder_or_device_are_refused_before_work(job, key):
     assert described["decoder"] == "pyav"
     assert described["device"] == "cpu"
     (job.folder / "extraction.json").write_text(json.dumps({**described, key: "another"}))
-    with pytest.raises(UserError, match=f"holds parts of another extraction, of another {key}"):
+    with pytest.raises(UserError, match=f"holds parts of another extraction, with {key} 'another' instead of "):
         run(job)
     assert not part_path(job, 1).exists()
 

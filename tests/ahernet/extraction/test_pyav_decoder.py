@@ -1,6 +1,9 @@
+import errno
 import math
 import resource
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,7 +13,7 @@ from small_videos import brightness, write_video
 from ahernet.errors import UserError
 from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.pyav_decoder import PyAVDecoder
-from ahernet.extraction.video import Framing
+from ahernet.extraction.video import Framing, ReadingFailed
 
 FRAMING = Framing(20, 16)
 
@@ -159,6 +162,60 @@ def bad_files(folder: Path) -> dict[str, str]:
         "sound.mp4": "has no video stream",
         "missing.mp4": "not a readable video .No such file",
     }
+
+
+@pytest.mark.parametrize("careful", [False, True])
+@pytest.mark.parametrize("readable", [False, True])
+def test_a_system_that_fails_to_read_is_told_from_a_broken_file(tmp_path, monkeypatch, careful, readable):
+    path = write_video(tmp_path / "a.mp4", 20)
+    with PyAVDecoder().open(path, FRAMING, careful=careful) as video:
+        if not readable:
+            path.unlink()
+
+        def demux(stream):
+            yield from ()
+            raise av.error.OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(video, "_container", SimpleNamespace(demux=demux))
+        if careful and readable:
+            list(video.frames())
+            assert video.damaged == 1
+        else:
+            with pytest.raises(ReadingFailed, match="Input/output error"):
+                list(video.frames())
+
+
+def test_with_care_damaged_frames_are_the_same_every_time(real_data, tmp_path):
+    content = bytearray((real_data / "videos" / "arm_wrestling_k400_demo.mp4").read_bytes())
+    random = np.random.default_rng(1)
+    for place in random.integers(len(content) // 10, len(content) * 9 // 10, size=40):
+        content[place] ^= 1 << random.integers(8)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(content)
+
+    def digest() -> tuple[int, int]:
+        with PyAVDecoder().open(path, FRAMING, careful=True) as video:
+            checksum = 0
+            for frame in video.frames():
+                checksum = zlib.crc32(frame.pixels.tobytes(), checksum)
+            return checksum, video.damaged
+
+    first, *others = (digest() for _ in range(3))
+    assert first[1] > 0
+    assert others == [first] * 2
+
+
+def test_pixel_formats_that_cannot_be_converted_end_a_video(tmp_path):
+    path = tmp_path / "a.nut"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr4"
+        frame = av.VideoFrame(64, 48, "bgr4")
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(UserError, match="frames of pixel format bgr4 cannot be converted"):
+        decoded(path)
 
 
 def test_what_is_no_video_is_refused(tmp_path):
