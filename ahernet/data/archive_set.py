@@ -11,7 +11,7 @@ files have the same dimension and type of features and the same origin, and no v
 
 import json
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,12 +64,7 @@ def open_features(path: Path) -> FeatureArchive:
     try:
         for item in listed:
             archives.append(open_archive(manifest.parent / item.file))
-            videos, rows = len(archives[-1]), int(archives[-1].offsets[-1])
-            if (videos, rows) != (item.videos, item.rows):
-                raise UserError(
-                    f"{archives[-1].path}: has {videos:,} videos and {rows:,} rows, "
-                    f"{manifest} says {item.videos:,} and {item.rows:,}"
-                )
+            _check_listed(manifest, item, archives[-1])
         check_uniform(archives)
         return _join(manifest, archives)
     except BaseException:
@@ -81,6 +76,26 @@ def open_features(path: Path) -> FeatureArchive:
 def is_set(path: Path) -> bool:
     """Whether a path names a set of archives: a folder or a .json file."""
     return path.is_dir() or path.suffix.lower() == ".json"
+
+
+def one_after_the_other(path: Path) -> Iterator[FeatureArchive]:
+    """Open the archives that a path names, each until the next one is asked for, however many there are.
+
+    Raises:
+        UserError: as `open_features`, but that videos may occur twice.
+    """
+    if not is_set(path):
+        with open_archive(path) as archive:
+            yield archive
+        return
+    manifest, listed = read_manifest(path)
+    first: FeatureArchive | None = None
+    for item in listed:
+        with open_archive(manifest.parent / item.file) as archive:
+            _check_listed(manifest, item, archive)
+            first = first or archive
+            check_uniform([first, archive])
+            yield archive
 
 
 def archive_files(path: Path) -> list[tuple[Path, int]]:
@@ -174,6 +189,15 @@ def check_uniform(archives: Sequence[FeatureArchive]) -> None:
             here, there = getattr(first, name), getattr(other, name)
             if here != there:
                 raise UserError(f"{other.path}: its {name} is {there!s}, that of {first.path} is {here!s}")
+
+
+def _check_listed(manifest: Path, item: ListedArchive, archive: FeatureArchive) -> None:
+    videos, rows = len(archive), int(archive.offsets[-1])
+    if (videos, rows) != (item.videos, item.rows):
+        raise UserError(
+            f"{archive.path}: has {videos:,} videos and {rows:,} rows, "
+            f"{manifest} says {item.videos:,} and {item.rows:,}"
+        )
 
 
 def _allow_open_files(manifest: Path, count: int) -> None:

@@ -13,13 +13,17 @@ from ahernet.files import file_version
 def open_folder(folder: Path) -> ForeignSource:
     """List the videos of a folder: its array files in the order of their names, without sub-folders.
 
+    A link to a file that is not there is one that cannot be read, not one left out.
+
     A video's name is that of its file without suffix.
 
     Raises:
         UserError: the folder cannot be read or holds no array files.
     """
     try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+        files = sorted(
+            file for file in folder.iterdir() if not file.name.startswith(".") and (file.is_file() or not file.exists())
+        )
     except OSError as error:
         raise UserError(f"{folder}: cannot read this folder ({error.strerror})") from error
     arrays = [file for file in files if file.suffix.lower() in SUFFIXES]

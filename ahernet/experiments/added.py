@@ -16,7 +16,7 @@ import numpy as np
 from ahernet.add_class import add_class
 from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.data.annotations import match_video_ids
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.data.moment_labels import write_moment_labels
 from ahernet.errors import UserError
@@ -117,12 +117,12 @@ def _without(setting: Setting, classes: Sequence[str], labels: Path) -> Setting:
 def _with_class(checkpoint: Checkpoint, setting: Setting, name: str, path: Path, seed: int) -> Checkpoint:
     """Add a class by its moments, for which an archive is written to `path`."""
     labelled = [moment for moment, label in setting.moment_labels().items() if label == name]
-    with open_archive(setting.moments) as moments:
+    with open_features(setting.moments) as moments:
         positions = [moments.position(place) for place in match_video_ids(labelled, moments.ids).values()]
         with ArchiveWriter(path, dimension=moments.dimension, dtype="float32") as writer:
             for position in positions:
                 writer.add(moments.ids[position], moments.read([position])[0], float(moments.durations[position]))
-    with open_archive(path) as own:
+    with open_features(path) as own:
         return add_class(checkpoint, own, name, seed=seed, device="cpu", progress=False)
 
 

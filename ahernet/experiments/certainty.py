@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ahernet.checkpoint import Checkpoint, load_checkpoint
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.experiments.setting import Setting, Source, validation_of
 from ahernet.experiments.synthetic import AT_ONCE, load_generators, synthetic_batches
 from ahernet.experiments.table import aligned
@@ -91,7 +91,7 @@ def _real_videos(
     """Yield the first validation videos that show some classes, with their instances of these; none without such."""
     if source.validation is None:
         return
-    with open_archive(source.archive) as archive:
+    with open_features(source.archive) as archive:
         shown = validation_of(source.read(), classes, source.validation)
         videos = build_training_set(archive, shown, classes)
         for first in range(0, min(VIDEOS, len(videos)), AT_ONCE):

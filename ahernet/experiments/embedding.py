@@ -24,7 +24,7 @@ from torch import Tensor
 from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.config import ModelConfig
 from ahernet.data.annotations import VideoAnnotations
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.errors import UserError
 from ahernet.experiments.sample import sample_videos
 from ahernet.experiments.setting import Setting
@@ -142,7 +142,7 @@ def _synthetic_cells(
 def _real_cells(checkpoint: Checkpoint, setting: Setting, seed: int) -> Floats:
     """Return the cells (N, d) of real background in validation videos that show novel classes."""
     found = []
-    with open_archive(setting.novel_videos.archive) as archive:
+    with open_features(setting.novel_videos.archive) as archive:
         sample = sample_videos(setting, archive, VIDEOS, seed)
         for first in range(0, len(sample), AT_ONCE):
             some = sample[first : first + AT_ONCE]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.data.annotations import VideoAnnotations
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.experiments.sample import sample_videos
 from ahernet.experiments.setting import Setting
 from ahernet.experiments.table import aligned
@@ -50,7 +50,7 @@ def measure_layers(networks: dict[str, Path], setting: Setting, seed: int) -> di
     starts = np.cumsum([0, *cells]) * aher.config.model.ratios_per_cell
     counted = np.zeros(len(cells), np.int64)
     right = {name: np.zeros(len(cells), np.int64) for name in RUNS}
-    with open_archive(setting.novel_videos.archive) as archive:
+    with open_features(setting.novel_videos.archive) as archive:
         sample = sample_videos(setting, archive, MOST_VIDEOS, seed)
         for first in range(0, len(sample), VIDEOS_AT_ONCE):
             some = sample[first : first + VIDEOS_AT_ONCE]

@@ -11,7 +11,7 @@ from typing import Any
 from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.config import Config, config_to_dict
 from ahernet.data.annotations import Annotations, match_video_ids
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.data.detections import Detections
 from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import AveragePrecision, average_precision
@@ -114,7 +114,7 @@ def found_in(
         Detections, the ground truth of the videos that have features, and how many annotated videos have none.
     """
     truth = validation_of(annotations, classes, source.validation)
-    with open_archive(source.archive) as archive:
+    with open_features(source.archive) as archive:
         places = match_video_ids(truth.videos, archive.ids)
         if not places:
             raise UserError(
@@ -181,7 +181,7 @@ def _train(unit: Unit, run_folder: Path, progress: bool, resume: bool = False) -
     setting = unit.setting
     supervised = unit.config.method.moments == "none"
     source, classes = oracle(setting) if supervised else (setting.base_videos, setting.base)
-    with open_archive(source.archive) as archive, open_archive(setting.moments) as moments:
+    with open_features(source.archive) as archive, open_features(setting.moments) as moments:
         trained = train(
             archive,
             source.read(),

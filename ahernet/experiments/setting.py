@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from ahernet.data.annotations import Annotations, read_annotations
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
 from ahernet.files import file_hash, make_folder, replace_when_complete
@@ -148,7 +148,7 @@ def make_setting(
     moments, labels = folder / f"moments-{split}.h5", folder / f"moments-{split}.csv"
     if not labels.exists():
         make_folder(folder)
-        with open_archive(source.archive) as archive:
+        with open_features(source.archive) as archive:
             cut_moments(archive, annotations.select(TRAINING), moments, labels, classes=novel, progress=False)
     base_videos = _set_aside(source, annotations, novel, folder / f"base-{split}.csv")
     data = data_hash([base_videos, source], moments, labels)
@@ -181,7 +181,7 @@ def features_hash(archives: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in archives:
-        with open_archive(path) as archive:
+        with open_features(path) as archive:
             digest.update("\0".join(archive.ids).encode())
             for column in (archive.offsets, archive.durations, archive.checksums):
                 digest.update(np.ascontiguousarray(column).tobytes())

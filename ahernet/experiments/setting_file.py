@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ahernet.data.annotations import read_class_names
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.data.moments import cut_moments
 from ahernet.errors import UserError
@@ -83,14 +83,14 @@ def _cut(source: Source, classes: tuple[str, ...], folder: Path) -> tuple[Path, 
     name = f"moments-{hashlib.sha256(cut.encode()).hexdigest()[:16]}"
     moments, labels = folder / f"{name}.h5", folder / f"{name}.csv"
     if not labels.exists():
-        with open_archive(source.archive) as archive:
+        with open_features(source.archive) as archive:
             cut_moments(archive, source.read().select(source.training), moments, labels, classes=classes)
     return moments, labels
 
 
 def _with_moments(path: Path, novel: tuple[str, ...], moments: Path, labels: Path) -> tuple[str, ...]:
     """Return the classes that have a moment with features: nothing could be learnt of the others."""
-    with open_archive(moments) as archive:
+    with open_features(moments) as archive:
         known = set(build_moment_set(archive, read_moment_labels(labels)).classes)
     without = [name for name in novel if name not in known]
     if len(without) == len(novel):

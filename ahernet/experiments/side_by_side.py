@@ -12,7 +12,7 @@ import numpy as np
 
 from ahernet.checkpoint import load_checkpoint
 from ahernet.data.annotations import Annotations, VideoAnnotations
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.data.detections import Detections
 from ahernet.evaluation.average_precision import pair_tiou
 from ahernet.experiments.runner import found_in
@@ -33,7 +33,7 @@ def measure_timelines(networks: dict[str, Path], setting: Setting, seed: int) ->
         UserError: no validation video of novel classes has features.
     """
     source = setting.novel_videos
-    with open_archive(source.archive) as archive:
+    with open_features(source.archive) as archive:
         sample = sample_videos(setting, archive, VIDEOS, seed)
         places = {archive.ids[video.position]: video for video in sample}
     annotations = Annotations(

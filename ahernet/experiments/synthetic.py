@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ahernet.config import Config
-from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import open_features
 from ahernet.experiments.setting import Setting
 from ahernet.model.context import ContextGenerators
 from ahernet.training.batches import build_training_set
@@ -41,7 +41,7 @@ def synthetic_batches(
 ) -> Iterator[tuple[Tensor, GroundTruth]]:
     """Yield videos (B, steps, D) with their ground truth, until about `most` moments have been shown, or all."""
     config = replace(config, training=replace(config.training, batch_size=AT_ONCE, seed=seed))
-    with open_archive(setting.moments) as archive, open_archive(setting.base_videos.archive) as untrimmed:
+    with open_features(setting.moments) as archive, open_features(setting.base_videos.archive) as untrimmed:
         moments = build_moment_set(archive, setting.moment_labels())
         annotations = setting.base_videos.read().select(setting.base_videos.training)
         training_set = build_training_set(untrimmed, annotations, setting.base)

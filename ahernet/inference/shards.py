@@ -30,7 +30,7 @@ from ahernet.child_process import end_with_parent
 from ahernet.config import InferenceConfig
 from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
-from ahernet.data.archive_set import archive_files
+from ahernet.data.archive_set import one_after_the_other
 from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
 from ahernet.device import cpu_threads
 from ahernet.errors import UserError
@@ -162,13 +162,12 @@ def plan(job: ShardedJob) -> tuple[ShardedJob, list[Shard], tuple[str, ...]]:
     ready = make_ready(job, "cpu")
     files: list[tuple[Path, tuple[str, ...], str]] = []
     owner: dict[str, Path] = {}
-    for path, _ in archive_files(job.archive):
-        with open_archive(path) as archive:
-            ready.check_dimension(archive)
-            files.append((path, archive.ids, _fingerprint(archive)))
+    for archive in one_after_the_other(job.archive):
+        ready.check_dimension(archive)
+        files.append((archive.path, archive.ids, _fingerprint(archive)))
         for video_id in archive.ids:
-            if owner.setdefault(video_id, path) != path:
-                raise UserError(f"{path}: holds video {video_id!r}, as {owner[video_id]} does")
+            if owner.setdefault(video_id, archive.path) != archive.path:
+                raise UserError(f"{archive.path}: holds video {video_id!r}, as {owner[video_id]} does")
     missing: tuple[str, ...] = ()
     annotated = None
     if job.durations is not None:

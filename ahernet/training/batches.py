@@ -148,11 +148,12 @@ class TrainingSet:
         return np.where(known, segments, -1)
 
     def fingerprint(self) -> str:
-        """Return a hash of the videos, their lengths and their ground truth; the features are not read."""
+        """Return a hash of the videos, their lengths and ground truth, and the stored checksums of their features."""
         digest = hashlib.sha256()
         digest.update("\0".join(self.classes).encode())
         digest.update("\0".join(self.archive.ids[position] for position in self.positions).encode())
-        for column in (self.row_lengths, self.segments, self.labels, self.offsets, self.durations):
+        checksums = self.archive.checksums[self.positions]
+        for column in (checksums, self.row_lengths, self.segments, self.labels, self.offsets, self.durations):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 

@@ -4,6 +4,7 @@ An entry has the iteration, the learning rate, the total and the terms that its 
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,18 @@ def append_to_log(log: IO[str], entries: Iterable[Mapping[str, float]]) -> None:
     try:
         log.writelines(map(log_line, entries))
         log.flush()
+    except OSError as error:
+        raise UserError(f"{log.name}: cannot write ({error.strerror})") from error
+
+
+def sync_log(log: IO[str]) -> None:
+    """Bring the entries to the disk, before a state that is after them.
+
+    Raises:
+        UserError: as `append_to_log`.
+    """
+    try:
+        os.fsync(log.fileno())
     except OSError as error:
         raise UserError(f"{log.name}: cannot write ({error.strerror})") from error
 

@@ -51,11 +51,12 @@ class MomentSet:
         return len(self.positions)
 
     def fingerprint(self) -> str:
-        """Return a hash of the moments, their lengths and durations and their labels; the features are not read."""
+        """Return a hash of the moments, their lengths, durations, labels and the stored checksums of features."""
         digest = hashlib.sha256()
         digest.update("\0".join(self.classes).encode())
         digest.update("\0".join(self.archive.ids[position] for position in self.positions).encode())
-        for column in (*self.lengths(np.arange(len(self))), self.labels):
+        checksums = self.archive.checksums[self.positions]
+        for column in (checksums, *self.lengths(np.arange(len(self))), self.labels):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 

@@ -30,7 +30,7 @@ from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
 from ahernet.progress import ProgressBar
 from ahernet.training.iteration_batches import IterationBatch, first_main_iteration, phase_of, read_iteration
-from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log
+from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_loss_curve, open_loss_log, sync_log
 from ahernet.training.ranks import Ranks, join_ranks
 from ahernet.training.take_steps import take_steps
 from ahernet.training.training_data import TrainingData, select_training_data
@@ -200,7 +200,8 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
             if save or last:
                 _refuse_broken(run)
                 with ranks.together():
-                    if ranks.first:
+                    if log is not None:
+                        sync_log(log)
                         save_state(folder, run, data)
             if stop and not last:
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")

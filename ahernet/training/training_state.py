@@ -22,7 +22,7 @@ from ahernet.training.steps import ClassRows, Networks
 from ahernet.training.training_data import TrainingData
 
 STATE_NAME = "training_state.pt"
-STATE_FORMAT = "ahernet training state 4"
+STATE_FORMAT = "ahernet training state 5"
 # A resumed run may change these; everything else must be as it was.
 FREE_ON_RESUME = ("preset", "training.iterations", "training.checkpoint_every", "inference.")
 
@@ -206,7 +206,7 @@ def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) 
         if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME):
             raise UserError(f"{path}: the run to resume has {key} = {before.get(key)!r}, the settings say {now[key]!r}")
     if state["data"] != data.fingerprint():
-        raise UserError(f"{path}: the run to resume was trained on other videos, segments, moments or classes")
+        raise UserError(f"{path}: the run to resume learnt from other videos, features, segments, moments or classes")
     if type(state["iteration"]) is not int or state["iteration"] < 0:
         raise ValueError("iteration: expected a number of iterations")
     done = state["iteration"] - first_main_iteration(run.config.method)

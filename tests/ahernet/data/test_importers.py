@@ -76,6 +76,12 @@ def test_durations_that_nothing_tells_are_unknown_and_said_so(folder, tmp_path, 
     assert "2 without duration" in str(report)
 
 
+def test_a_link_to_a_file_that_is_not_there_is_a_bad_video(folder):
+    (folder / "v_d.npy").symlink_to("/not/mounted/v_d.npy")
+    with pytest.raises(UserError, match=r"v_d\.npy: .*No such file"):
+        run(folder)
+
+
 def test_a_prefix_is_removed_from_names(folder):
     with open_archive(run(folder, prefix="v_").path) as archive:
         assert archive.ids == ("a", "b", "c")

@@ -10,6 +10,7 @@ from ahernet.cli import main
 from ahernet.commands.command import Command
 from ahernet.data.annotations import Annotations, VideoAnnotations, read_annotations, write_annotations
 from ahernet.data.archive import open_archive
+from ahernet.data.archive_set import write_manifest
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
 from ahernet.experiments.paper_settings import (
@@ -60,6 +61,18 @@ def test_a_written_setting_reads_back_with_moments_of_novel_training_videos(plan
     assert not setting.one_source
     assert oracle(setting) == (setting.novel_videos, ("c", "d", "e"))
     assert read_setting(path, tmp_path / "work") == setting
+
+
+def test_archives_of_a_setting_may_be_folders_of_several(plan, tmp_path):
+    path = write_setting(plan, tmp_path / "setting", render=True, progress=False)
+    one = read_setting(path, tmp_path / "work")
+    (path.parent / "novel").mkdir()
+    (path.parent / "novel.h5").rename(path.parent / "novel" / "part.h5")
+    write_manifest(path.parent / "novel" / "manifest.json", [path.parent / "novel" / "part.h5"])
+    path.write_text(path.read_text().replace("novel.h5", "novel"))
+    several = read_setting(path, tmp_path / "other")
+    assert several.novel_videos.archive.is_dir()
+    assert several.data == one.data
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_name_without_suffix_is_a_folder_of_archives(here, capsys):
     assert capsys.readouterr().out == "features: 2 videos in 2 archives\n"
     with open_features(here / "features") as archive:
         assert archive.ids == ("a", "b")
-    assert "of another clip_stride; give another folder" in refused(capsys, *arguments, "--clip-stride", "4")
+    assert "with clip_stride 8 instead of 4" in refused(capsys, *arguments, "--clip-stride", "4")
     assert "--actors: expected at least 1, got 0" in refused(capsys, *arguments, "--actors", "0")
     line = refused(capsys, "a.mp4", "--out", "a.h5", "--part-videos", "3", *TINY_BACKBONE)
     assert "--part-videos is for a folder of archives, --out names a file: a.h5" in line

@@ -22,6 +22,27 @@ def test_ids_are_file_names_without_the_last_suffix_in_the_order_given(tmp_path)
     assert found["a.b.c"] == tmp_path / "a.b.c.mkv"
 
 
+def test_folders_are_searched_through_links_and_each_once(tmp_path):
+    touch(tmp_path, "f/1.mp4", "far/2.mp4", "far/deep/3.mp4")
+    (tmp_path / "f" / "z").symlink_to(tmp_path / "far")
+    (tmp_path / "f" / "y").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "f")
+    found = find_videos([tmp_path / "f"])
+    assert found == {"1": tmp_path / "f/1.mp4", "2": tmp_path / "f/y/2.mp4", "3": tmp_path / "f/y/deep/3.mp4"}
+
+
+def test_links_to_videos_that_are_not_there_are_not_left_out(tmp_path):
+    touch(tmp_path, "f/1.mp4")
+    (tmp_path / "f" / "2.mp4").symlink_to("/not/mounted/2.mp4")
+    assert list(find_videos([tmp_path / "f"])) == ["1", "2"]
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    touch(tmp_path, "f/1.mp4", "f/2.divx", "f/a/notes.txt", "f/.hidden.txt")
+    find_videos([tmp_path / "f"])
+    assert capsys.readouterr().err == f"{tmp_path}/f: left out 2 files that do not end as videos do, as 2.divx\n"
+
+
 def test_folders_are_searched_for_videos_in_the_order_of_names(tmp_path):
     touch(
         tmp_path, "f/b/2.MP4", "f/a/3.mkv", "f/1.avi", "f/notes.txt", "f/.cache/9.mp4", "f/.9.mp4", "f/a/.trash/8.mp4"
@@ -29,11 +50,12 @@ def test_folders_are_searched_for_videos_in_the_order_of_names(tmp_path):
     assert list(find_videos([*touch(tmp_path, "0.mp4"), tmp_path / "f"])) == ["0", "1", "3", "2"]
 
 
-def test_a_table_gives_ids_by_path_or_name_slashes_and_all(tmp_path):
+def test_a_table_gives_ids_by_path_or_name_slashes_and_all(tmp_path, capsys):
     first, second = touch(tmp_path, "x/a.mp4", "y/b.mp4")
     table = tmp_path / "ids.csv"
     table.write_text(f'file,id,more\n{first},class/one.é,1\nb.mp4,"two, three",2\nunused.mp4,u,3\n', encoding="utf-8")
     assert find_videos([second, first], table) == {"two, three": second, "class/one.é": first}
+    assert capsys.readouterr().err == f"{table}: 1 files of it are not among the videos, as unused.mp4\n"
 
 
 @pytest.mark.parametrize(

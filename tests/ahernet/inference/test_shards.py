@@ -144,6 +144,22 @@ def test_a_video_in_two_archives_is_refused(job):
         run(job)
 
 
+def test_archives_that_are_not_what_their_manifest_says_are_refused(job):
+    write_videos(job.archive / "b.h5", ["v_7", "v_8"], seed=2)
+    with pytest.raises(UserError, match=r"b\.h5: has 2 videos and \d+ rows, .*manifest\.json says 6 and "):
+        run(job)
+
+
+def test_archives_of_two_networks_are_refused(job):
+    rng = np.random.default_rng(2)
+    with ArchiveWriter(job.archive / "b.h5", dimension=DIMENSION, dtype="float32", origin="another network") as writer:
+        for name in (f"v_{k}" for k in range(7, VIDEOS)):
+            rows = rng.normal(size=(int(rng.integers(1, 60)), DIMENSION))
+            writer.add(name, rows, len(rows) / 2)
+    with pytest.raises(UserError, match=r"b\.h5: its origin is another network"):
+        run(job)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".csv.gz"])
 def test_shards_have_the_format_that_is_asked_for(job, suffix):
     run(dataclasses.replace(job, suffix=suffix))
@@ -174,6 +190,7 @@ def test_a_folder_of_other_settings_is_refused(job, change, named):
 def test_a_folder_of_other_features_or_another_network_is_refused(job, localizer_of_seven):
     run(job)
     write_videos(job.archive / "b.h5", [f"v_{k}" for k in range(7, VIDEOS)], seed=3)
+    write_manifest(job.archive / "manifest.json", [job.archive / "a.h5", job.archive / "b.h5"])
     with pytest.raises(UserError, match="holds detections of another run: archives is"):
         run(job)
     save_checkpoint(job.checkpoint, Config(model=MODEL), [f"class {k}" for k in range(7)], localizer_of_seven)

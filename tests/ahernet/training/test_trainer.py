@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -392,8 +393,30 @@ def test_resuming_with_other_settings_is_refused(world, tmp_path, changes, words
 def test_resuming_with_other_videos_is_refused(world, tmp_path):
     train_in(world, tmp_path, _config(iterations=2))
     fewer = Annotations(dict(list(world.annotations.videos.items())[:5]), "fewer")
-    with pytest.raises(UserError, match="trained on other videos, segments, moments or classes"):
+    with pytest.raises(UserError, match="learnt from other videos, features, segments, moments or classes"):
         train_in(world, tmp_path, _config(), annotations=fewer, resume=True)
+
+
+@pytest.mark.parametrize("archive", ["archive", "moments"])
+def test_resuming_with_other_features_of_the_same_videos_is_refused(world, tmp_path, monkeypatch, archive):
+    train_in(world, tmp_path, small_config("aher", training={"iterations": 2}))
+    features = getattr(world, archive)
+    monkeypatch.setattr(features, "checksums", features.checksums ^ 1)
+    with pytest.raises(UserError, match="learnt from other videos, features, segments, moments or classes"):
+        train_in(world, tmp_path, small_config("aher", training={"iterations": 4}), resume=True)
+
+
+def test_the_loss_log_is_on_the_disk_before_the_state_that_follows_it(world, tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", note)
+    train_in(world, tmp_path, _config(iterations=2))
+    last = max(k for k, name in enumerate(synced) if name.startswith(".training_state"))
+    assert "losses.jsonl" in synced[:last]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
