@@ -115,10 +115,23 @@ def agreement(actual: Any, expected: Any, tolerance: float) -> float:
     for left, right in zip(_as_tuple(actual), _as_tuple(expected), strict=True):
         if left.shape != right.shape or left.dtype != right.dtype:
             return 0.0
-        right = right.to(left.device)
-        equal = torch.isclose(left, right, rtol=tolerance, atol=tolerance)
-        shares.append(int(equal.sum()) / equal.numel() if equal.numel() else 1.0)  # 1 exactly, where all do
+        shares.append(_share_that_agrees(left, right.to(left.device), tolerance))
     return min(shares)
+
+
+def _share_that_agrees(left: Tensor, right: Tensor, tolerance: float) -> float:
+    """Of integers those that are equal, of floats those within the tolerance, relative to each and to their mean.
+
+    Floats that are 0 on both sides do not count: most of a sparse gradient is, and would agree with no gradient at all.
+    """
+    if right.is_floating_point():
+        counted = (left != 0) | (right != 0)
+        size = right.nan_to_num(0.0, 0.0, 0.0).abs().sum(dtype=torch.float64) / counted.sum().clamp(min=1)
+        equal = counted & torch.isclose(left, right, rtol=tolerance, atol=tolerance * size.item())
+    else:
+        counted, equal = torch.ones_like(right, dtype=torch.bool), left == right
+    number = int(counted.sum())
+    return int(equal.sum()) / number if number else 1.0  # 1 exactly, where all do
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

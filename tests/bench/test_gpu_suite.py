@@ -143,9 +143,34 @@ def test_disagreement_is_the_share_in_the_worst_tensor():
     expected = (torch.zeros(4), torch.arange(4))
     assert gpu.agreement(expected, expected, 0.0) == 1
     assert gpu.agreement((torch.zeros(4), torch.tensor([0, 1, 2, 4])), expected, 0.0) == 0.75
-    assert gpu.agreement((torch.full((4,), 1e-5), torch.arange(4)), expected, 1e-4) == 1
     assert gpu.agreement((torch.zeros(4).double(), torch.arange(4)), expected, 0.0) == 0
     assert gpu.agreement((torch.empty(0),), (torch.empty(0),), 0.0) == 1
+
+
+def test_integers_agree_only_where_they_are_equal():
+    labels = torch.arange(300)
+    assert gpu.agreement(labels + 1, labels, 1e-2) == 0
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_tolerance_of_floats_is_relative_to_their_size(size):
+    expected = size * torch.tensor([1.0, -2.0, 3.0, -1e-5])
+    assert gpu.agreement(expected + 1e-3 * size, expected, 1e-2) == 1
+    assert gpu.agreement(expected + 1e-1 * size, expected, 1e-2) == 0
+    assert gpu.agreement(torch.zeros(4), expected, 1e-2) == 0.25
+
+
+def test_nothing_agrees_with_a_sparse_gradient_but_itself():
+    expected = torch.zeros(1000)
+    expected[:3] = torch.tensor([1.0, 2.0, 3.0])
+    assert gpu.agreement(expected, expected, 1e-2) == 1
+    assert gpu.agreement(torch.zeros(1000), expected, 1e-2) == 0
+    assert gpu.agreement(expected, torch.zeros(1000), 1e-2) == 0
+
+
+def test_infinities_agree_with_themselves_and_nan_with_nothing():
+    expected = torch.tensor([math.inf, -math.inf, 1.0, math.nan])
+    assert gpu.agreement(expected, expected, 1e-2) == 0.75
 
 
 @pytest.mark.parametrize(("bytes_of_one", "copies"), [(10, 30), (99, 4), (100, 3), (301, 1), (0, 1)])
