@@ -20,18 +20,17 @@ class Verdict:
 
 
 class Lines:
-    """The entries of a record by op, case and way; cases by how they begin, batch size first."""
+    """The entries of a record by op, case and way, each as it is written there."""
 
     def __init__(self, record: dict[str, Any]) -> None:
-        self.entries: list[Entry] = [entry for entry in record["lines"] if "failed" not in entry]
+        timed = (entry for entry in record["lines"] if "failed" not in entry)
+        self.entries: dict[tuple[str, str, str], Entry] = {
+            (entry["op"], entry["case"], entry["way"]): entry for entry in timed
+        }
 
     def find(self, op: str, case: str, way: str = OWN) -> Entry:
         """The one entry; KeyError where there is none."""
-        for entry in self.entries:
-            begins = f"{entry['case']} ".startswith(f"{case} ")
-            if entry["op"] == op and begins and entry["way"].startswith(way):
-                return entry
-        raise KeyError(f"{op}, {case}, {way}")
+        return self.entries[op, case, way]
 
     def median(self, op: str, case: str, way: str = OWN, mode: str = "cold") -> float:
         """Microseconds."""
@@ -75,26 +74,29 @@ def at_most(op: str, case: str, most: float) -> Callable[[Lines], tuple[str, boo
     return look
 
 
+LOCALIZE, TRAINING = "B=256 D=2048 C=200 bf16", "B=256 D=2048 bf16"
+
+
 def localized_rate(lines: Lines) -> tuple[str, bool]:
-    entry = lines.find("localize", "B=256")
+    entry = lines.find("localize", LOCALIZE)
     videos = 256 / (entry["cold"]["median_us"] * 1e-6)
     return f"{entry['share_of_matrix']:.0%}, {videos:,.0f} videos/s", entry["share_of_matrix"] >= 0.7
 
 
 def after_the_backbone(lines: Lines) -> tuple[str, bool]:
-    whole = lines.median("localize", "B=256")
-    before = sum(lines.median("localize", "B=256", f"part: {part}") for part in ("resampling", "backbone"))
+    whole = lines.median("localize", LOCALIZE)
+    before = sum(lines.median("localize", LOCALIZE, f"part: {part}") for part in ("resampling", "backbone"))
     return f"{1 - before / whole:.1%}", 1 - before / whole <= 0.05
 
 
 def one_graph(lines: Lines) -> tuple[str, bool]:
-    entry = lines.find("localize", "B=256")
+    entry = lines.find("localize", LOCALIZE)
     captured = "cold" in entry or "hot" in entry
     return (f"captured, {entry['launches']} launches" if captured else entry.get("not_captured", "no")), captured
 
 
 def trained_rate(lines: Lines) -> tuple[str, bool]:
-    share = lines.find("training", "B=256")["share_of_matrix"]
+    share = lines.find("training", TRAINING)["share_of_matrix"]
     return f"{share:.0%}", share >= 0.5
 
 
@@ -110,13 +112,13 @@ TARGETS: tuple[tuple[str, str, Callable[[Lines], tuple[str, bool]]], ...] = (
             ("B=64", ">= 3x torch.compile", times_ours("decode", f"B=64 C=600 bf16{suffix}", "torch.compile", 3)),
         )
     ),
-    ("assign, B=1024 G<=25", ">= 20x the broadcast", times_ours("assign", "B=1024", "torch broadcast", 20)),
-    ("assign, B=1024 G<=25", "<= 50 us", at_most("assign", "B=1024", 50)),
+    ("assign, B=1024 G<=25", ">= 20x the broadcast", times_ours("assign", "B=1024 G<=25", "torch broadcast", 20)),
+    ("assign, B=1024 G<=25", "<= 50 us", at_most("assign", "B=1024 G<=25", 50)),
     ("nms, B=1024, best 100", "<= 400 us, exact", at_most("nms", "B=1024 N=765 tiou 0.9 best 100", 400)),
     (
         "nms, B=1024, best 100",
         ">= 20x torchvision",
-        times_ours("nms", "B=1024 N=765 tiou 0.9 best 100", "torchvision", 20),
+        times_ours("nms", "B=1024 N=765 tiou 0.9 best 100", "torchvision, video by video", 20),
     ),
     ("nms, one video, N=10^6, best 100", "<= 5 ms, exact", at_most("nms", f"{MANY} tiou 0.9 best 100", 5000)),
     ("nms, one video, N=10^6, all", "<= 5 ms, exact", at_most("nms", f"{MANY} tiou 0.9 best 1000000", 5000)),
@@ -125,7 +127,11 @@ TARGETS: tuple[tuple[str, str, Callable[[Lines], tuple[str, bool]]], ...] = (
     ("localize, B=256", ">= 70 % of the bf16 rate", localized_rate),
     ("localize, B=256", "<= 5 % after the backbone", after_the_backbone),
     ("localize, B=256", "one CUDA graph", one_graph),
-    ("training, B=16", ">= 3x video by video", times_ours("training", "B=16", "eager torch", 3)),
+    (
+        "training, B=16",
+        ">= 3x video by video",
+        times_ours("training", "B=16 D=2048 bf16", "eager torch, video by video", 3),
+    ),
     ("training, B=256", ">= 50 % of the bf16 rate", trained_rate),
 )
 

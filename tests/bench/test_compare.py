@@ -7,6 +7,7 @@ from bench_fakes import cpu_record, gpu_record
 
 from bench import __main__ as command
 from bench import targets
+from bench.records import load
 
 NMS, DECODE = ("nms", "B=64", "ahernet"), ("decode", "B=64", "ahernet")
 PEER = ("nms", "B=64", "peer")
@@ -113,3 +114,22 @@ def test_targets_say_what_is_met_and_what_was_not_measured():
     assert found["nms, one video, N=10^6, best 100", "<= 5 ms, exact"].met is None
     assert found["nms, one video, N=10^6, all", "<= 5 ms, exact"].met
     assert found["training, B=16", ">= 3x video by video"].met is None
+
+
+@pytest.mark.parametrize(
+    ("op", "case", "way", "what", "target"),
+    [
+        ("decode", "B=64 C=600 bf16 channels last", "ahernet", "decode, B=64, channels first", ">= 10x eager torch"),
+        ("assign", "B=1024 G<=25 forced", "ahernet", "assign, B=1024 G<=25", "<= 50 us"),
+        ("training", "B=256 D=2048 bf16", "ahernet, launch by launch", "training, B=256", ">= 50 % of the bf16 rate"),
+    ],
+)
+def test_another_line_that_begins_like_that_of_a_target_does_not_speak_for_it(op, case, way, what, target):
+    record = gpu_record({(op, case, way): 1.0, (op, case, "eager torch"): 100.0})
+    found = {(verdict.what, verdict.target): verdict for verdict in targets.verdicts(record)}
+    assert (found[what, target].measured, found[what, target].met) == ("not measured", None)
+
+
+def test_a_whole_record_has_every_target(root):
+    record = load(root / "bench" / "results" / "gpu_nvidia_h100_80gb_hbm3_2026-11-26.json")
+    assert all(verdict.met is not None for verdict in targets.verdicts(record))
