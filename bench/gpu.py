@@ -12,6 +12,7 @@ goes on; where the device is lost, or a line takes too long, a new process goes 
 import argparse
 import datetime
 import gc
+import itertools
 import json
 import math
 import os
@@ -215,8 +216,11 @@ def _output(*command: str) -> str | None:
         return None
 
 
-def record_path(folder: Path, device_name: str, day: datetime.date) -> Path:
-    return folder / f"gpu_{re.sub('[^a-z0-9]+', '_', device_name.lower()).strip('_')}_{day.isoformat()}.json"
+def record_path(folder: Path, kind: str, device_name: str, day: datetime.date) -> Path:
+    """A file that is not there yet: the later records of a day are numbered, 2 and on."""
+    name = f"{kind}_{re.sub('[^a-z0-9]+', '_', device_name.lower()).strip('_')}_{day.isoformat()}"
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
 
 
 def tests_outcome(status: int | None) -> str:
@@ -333,7 +337,7 @@ def main(options: argparse.Namespace) -> int:
             "ceilings": DeviceTimer().ceilings(),
             "lines": [],
         }
-        path = record_path(options.folder, record["device"]["name"], now.date())
+        path = record_path(options.folder, "gpu", record["device"]["name"], now.date())
         torch.cuda.empty_cache()
     Run(path, record, groups, deadline, DeviceTimer()).measure()
     print(table(record))

@@ -165,8 +165,7 @@ def main(options: argparse.Namespace) -> int:
         "kind": kind,
         "kernels": {},
     }
-    name = record_path(options.folder, record["device"]["name"], now.date()).name
-    path = options.folder / f"tuning_{name.removeprefix('gpu_')}"
+    path = record_path(options.folder, "tuning", record["device"]["name"], now.date())
     compile_all(kernels, options.seconds / 2)
     print(f"compiled after {time.monotonic() - deadline + options.seconds:.0f} s", flush=True)
     timer = DeviceTimer()

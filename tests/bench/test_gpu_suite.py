@@ -188,8 +188,17 @@ def test_quantiles_are_in_microseconds():
 
 
 def test_names_of_records_are_plain():
-    path = gpu.record_path(Path("x"), "NVIDIA H100 80GB HBM3", datetime.date(2030, 1, 2))
+    path = gpu.record_path(Path("x"), "gpu", "NVIDIA H100 80GB HBM3", datetime.date(2030, 1, 2))
     assert path == Path("x/gpu_nvidia_h100_80gb_hbm3_2030-01-02.json")
+
+
+def test_a_record_of_the_same_day_is_kept_and_the_next_numbered(tmp_path):
+    names = []
+    for kind in ("gpu", "gpu", "tuning", "gpu"):
+        path = gpu.record_path(tmp_path, kind, "H0", datetime.date(2030, 1, 2))
+        gpu.write(path, {})
+        names.append(path.stem)
+    assert names == ["gpu_h0_2030-01-02", "gpu_h0_2030-01-02_2", "tuning_h0_2030-01-02", "gpu_h0_2030-01-02_3"]
 
 
 @pytest.mark.parametrize(
