@@ -3,8 +3,9 @@
     python -m bench compare A.json B.json [--threshold 5%]
 
 A row a timing of ours: medians, B of A, and the spread of both (half the distance of the 20 % and 80 % quantiles).
-Slower is what takes more by the threshold and by more than the spread; also what ran in A and failed in B. Exit
-status: 0, 1 if anything is slower, 2 if the records cannot be compared.
+Slower is what takes more by the threshold and by more than the spread. Exit status: 0; 1 if anything of ours is slower
+or gave wrong results in B, or was timed in A and failed or is missing in B; 2 if the records cannot be compared. What B
+was not asked for (`--only`, `-k`) is not missing.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records import OWN, Name, Recorded, Timing, read
+from bench.records import NOT_BEGUN, NOT_MADE, OWN, Name, Recorded, Timing, read
+
+Key = tuple[str, str, str]  # op, case, way
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,42 @@ def is_own(way: str) -> bool:
     return way == OWN or way.startswith("part: ")
 
 
-def newly_failed(before: Recorded, after: Recorded) -> list[tuple[str, str, str]]:
-    """What ran before and fails now."""
+def newly_failed(before: Recorded, after: Recorded) -> list[Key]:
+    """What ran before and fails now, whole groups of lines included."""
     ran = {(name.op, name.case, name.way) for name in before.timings}
-    return [key for key in after.failed if key in ran and is_own(key[2])]
+    groups = {name.op for name in before.timings} | {timing.group for timing in before.timings.values()}
+
+    def did_run(key: Key) -> bool:
+        return key[0] in groups if key[1] in (NOT_MADE, NOT_BEGUN) else key in ran
+
+    return [key for key in after.failed if key not in before.failed and is_own(key[2]) and did_run(key)]
+
+
+def asked_of(before: Recorded, after: Recorded) -> list[Name]:
+    """Our timings of the first that the second was asked for too."""
+    return [
+        name
+        for name, timing in before.timings.items()
+        if is_own(name.way) and (after.asked is None or timing.group in after.asked)
+    ]
+
+
+def missing(before: Recorded, after: Recorded) -> dict[Key, list[str]]:
+    """The modes of what should have been timed again and was not, but for what is known to have failed."""
+    found: dict[Key, list[str]] = {}
+    for name in asked_of(before, after):
+        key, whole = (name.op, name.case, name.way), (name.op, name.case, OWN)
+        if name not in after.timings and key not in after.failed and whole not in after.failed:
+            found.setdefault(key, []).append(name.mode)
+    return found
+
+
+def problems(before: Recorded, after: Recorded) -> list[str]:
+    """What is worse than slower, a line each."""
+    told = {key: f"ran in A, in B it failed: {after.failed[key]}" for key in newly_failed(before, after)}
+    told |= {key: f"timed in A, not in B: {', '.join(modes)}" for key, modes in missing(before, after).items()}
+    found = [*told.items(), *((key, f"in B only {share}") for key, share in after.wrong.items())]
+    return [f"{op}, {case}, {way}: {text}" for (op, case, way), text in found]
 
 
 def refusal(before: Recorded, after: Recorded, across: bool) -> str | None:
@@ -107,18 +142,20 @@ def main(options: argparse.Namespace) -> int:
     if reason := refusal(before, after, options.across_devices):
         print(reason, file=sys.stderr)
         return 2
-    rows, failed = rows_of(before, after, options.peers), newly_failed(before, after)
-    if not rows and not failed:
+    rows, worse = rows_of(before, after, options.peers), problems(before, after)
+    if not rows and not worse:
         print("the records have no timing in common", file=sys.stderr)
         return 2
     print(text_of(rows, options.threshold))
     for name, version in before.versions.items():
         if after.versions.get(name) != version:
             print(f"{name}: {version} in A, {after.versions.get(name)} in B")
-    for op, case, way in failed:
-        print(f"{op}, {case}, {way}: ran in A, in B it failed: {after.failed[op, case, way]}")
+    print(*worse, sep="\n", end="\n" if worse else "")
     slower = [row for row in rows if is_own(row.name.way) and row.verdict(options.threshold) == "slower"]
     faster = [row for row in rows if is_own(row.name.way) and row.verdict(options.threshold) == "faster"]
-    only = len({name for name in before.timings if is_own(name.way)} - {row.name for row in rows})
-    print(f"{len(slower)} slower, {len(faster)} faster, {len(failed)} newly failed, of {len(rows)}; {only} only in A")
-    return 1 if slower or failed else 0
+    not_asked = sum(is_own(name.way) for name in before.timings) - len(asked_of(before, after))
+    print(
+        f"{len(slower)} slower, {len(faster)} faster, {len(worse)} failed, missing or wrong, of {len(rows)}; "
+        f"{not_asked} of A not asked of B"
+    )
+    return 1 if slower or worse else 0

@@ -30,12 +30,17 @@ class Clock:
 
 
 CLOCK = Clock()
+ASKED = pytest.StashKey()  # names of the tests that are run: what of the benches is asked for
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if "race" in item.fixturenames:
             item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+
+
+def pytest_collection_finish(session):
+    session.config.stash[ASKED] = [item.name for item in session.items]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,8 +102,9 @@ def pytest_benchmark_update_commit_info(commit_info):
     commit_info.update(kept)
 
 
-def pytest_benchmark_update_json(output_json):
-    """Keep statistics instead of all times, with the 20 % and 80 % quantiles among them."""
+def pytest_benchmark_update_json(config, output_json):
+    """Keep statistics instead of all times, with the 20 % and 80 % quantiles among them, and what was to be timed."""
+    output_json["asked"] = config.stash[ASKED]
     output_json["benchmarks"] = [_trimmed(entry) for entry in output_json["benchmarks"]]
 
 

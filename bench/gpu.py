@@ -34,12 +34,11 @@ from torch.utils._pytree import tree_map
 from bench import targets
 from bench.device_timing import DeviceTimer, first_line
 from bench.lines import GROUPS, Call, Line, Sizes
-from bench.records import MODES, OWN, ceilings_text
+from bench.records import MODES, NOT_BEGUN, NOT_MADE, OWN, ceilings_text
 
 RESULTS = Path(__file__).with_name("results")
 SCHEMA = 2
 NOT_SWEPT = (None, "", "many")  # axes of lines that stand in the table
-NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group
 PROFILED_SECONDS = 0.05  # peers that take longer start too many kernels to count
 LINE_SECONDS = 60.0  # after which a line is given up: a kernel that never ends must not end the run
 
@@ -235,12 +234,14 @@ class Run:
 
     def __init__(self, path: Path, record: Record, groups: list[str], deadline: float, timer: DeviceTimer) -> None:
         self.path, self.record, self.groups, self.deadline, self.timer = path, record, groups, deadline, timer
+        self.group = ""  # the one being measured
         record["lines"] = [entry for entry in record["lines"] if entry["case"] != NOT_BEGUN]
         self.done = {(entry["op"], entry["case"]) for entry in record["lines"]}
 
     def measure(self, device: str = "cuda", sizes: Sizes = Sizes()) -> None:  # noqa: B008
         """Measure the lines of all groups that the record does not have yet, while there is time."""
         for group in self.groups:
+            self.group = group
             if (group, NOT_MADE) in self.done:
                 continue
             try:
@@ -277,7 +278,7 @@ class Run:
 
     def add(self, entries: list[Record]) -> None:
         """Put entries into the record and the record onto the disk."""
-        self.record["lines"] += entries
+        self.record["lines"] += [{**entry, "group": self.group} for entry in entries]
         write(self.path, self.record)
 
     def give_up(self, line: Line) -> None:
@@ -299,6 +300,11 @@ def failure(op: str, case: str, message: str) -> Record:
     return {"op": op, "case": case, "way": OWN, "failed": message}
 
 
+def asked(before: list[str] | None, only: list[str] | None) -> list[str] | None:
+    """The groups that a record has been asked for, now with more of them; None: all."""
+    return None if before is None or only is None else sorted({*before, *only})
+
+
 def write(path: Path, record: Record) -> None:
     """Write a record as a whole: whoever reads it meanwhile sees the one before."""
     whole = path.with_suffix(".part")
@@ -308,7 +314,7 @@ def write(path: Path, record: Record) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS, help="where the record goes")
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups of lines, with commas: " + ", ".join(GROUPS))
+    parser.add_argument("--only", help="groups of lines, with commas; all by default: " + ", ".join(GROUPS))
     parser.add_argument("--seconds", type=float, default=600.0, help="no line is begun after so long")
     parser.add_argument("--tests-status", type=int, help="exit status of the kernel tests, for the record")
     parser.add_argument("--continue", dest="resumed", type=Path, help="add to this record what it has not got")
@@ -316,7 +322,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.seconds
-    groups = options.only.split(",")
+    only = None if options.only is None else options.only.split(",")
+    groups = list(GROUPS) if only is None else only
     if unknown := set(groups) - set(GROUPS):
         print(f"--only: no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}", file=sys.stderr)
         return 2
@@ -325,6 +332,7 @@ def main(options: argparse.Namespace) -> int:
         return 2
     if options.resumed:
         path, record = options.resumed, json.loads(options.resumed.read_text(encoding="utf-8"))
+        record["asked"] = asked(record.get("asked"), only)
     else:
         options.folder.mkdir(parents=True, exist_ok=True)
         now = datetime.datetime.now(datetime.UTC)
@@ -333,6 +341,7 @@ def main(options: argparse.Namespace) -> int:
             "datetime": now.isoformat(timespec="seconds"),
             "commit": commit(),
             "tests": tests_outcome(options.tests_status),
+            "asked": only,
             "device": device_description(),
             "ceilings": DeviceTimer().ceilings(),
             "lines": [],

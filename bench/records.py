@@ -7,6 +7,7 @@ from typing import Any
 
 OWN = "ahernet"
 MODES = ("cold", "hot", "eager")
+NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group of lines
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Timing:
     median: float
     q20: float
     q80: float
+    group: str | None = None
+    """What of its suite it is of: a group of lines on a GPU, a test on a CPU; older records do not say."""
 
     @property
     def spread(self) -> float:
@@ -35,13 +38,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: where, what did not work, and what was timed."""
+    """One run: where, what was timed, what did not work and why, whose result was wrong and how far."""
 
     kind: str
     device: str
     versions: dict[str, str]
     timings: dict[Name, Timing]
     failed: dict[tuple[str, str, str], str]
+    wrong: dict[tuple[str, str, str], str]
+    asked: frozenset[str] | None
+    """The groups that the run was asked for; None: all, as of records that do not say."""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -73,28 +79,42 @@ def read(path: Path) -> Recorded:
 
 
 def _gpu(record: dict[str, Any]) -> Recorded:
-    timings, failed = {}, {}
+    timings, failed, wrong = {}, {}, {}
     for entry in record["lines"]:
         key = entry["op"], entry["case"], entry["way"]
         if "failed" in entry:
             failed[key] = entry["failed"]
+        if entry.get("equal", 1.0) < entry.get("required", 0.0):
+            wrong[key] = f"{entry['equal']:.4%} agree, {entry['required']:.4%} are required"
         for mode in MODES:
             if mode in entry:
                 values = (entry[mode][name] * 1e-6 for name in ("median_us", "q20_us", "q80_us"))
-                timings[Name(*key, mode)] = Timing(*values)
+                timings[Name(*key, mode)] = Timing(*values, entry.get("group"))
     device = record["device"]
     versions = {name: str(device.get(name)) for name in ("python", "numpy", "torch", "triton", "driver")}
-    return Recorded("gpu", device["name"], versions, timings, failed)
+    return Recorded("gpu", device["name"], versions, timings, failed, wrong, _asked(record))
 
 
 def _cpu(record: dict[str, Any]) -> Recorded:
     timings = {}
     for entry in record["benchmarks"]:
         op, _, case = entry["group"].partition(", ")
-        # Benches that have no ways are named by the form they time, ours first.
-        way = entry["extra_info"].get("way") or str(entry.get("param") or OWN)
         statistics = entry["stats"]
-        timings[Name(op, case, way, "cpu")] = Timing(*(statistics[name] for name in ("median", "q20", "q80")))
+        values = (statistics[name] for name in ("median", "q20", "q80"))
+        timings[Name(op, case, _way(entry, op), "cpu")] = Timing(*values, entry.get("name"))
     machine = record["machine_info"]
     versions = {name: str(machine.get(name)) for name in ("python", "numpy", "torch")}
-    return Recorded("cpu", f"{machine['processor']}, threads: {machine['threads']}", versions, timings, {})
+    device = f"{machine['processor']}, threads: {machine['threads']}"
+    return Recorded("cpu", device, versions, timings, {}, {}, _asked(record))
+
+
+def _way(entry: dict[str, Any], op: str) -> str:
+    """The name of a way. In older records those of evaluation are functions; ours has the name of the op."""
+    function = str(entry.get("param") or OWN).rpartition("-")[2]
+    unnamed = OWN if function == op.replace(" ", "_") else function
+    return str(entry["extra_info"].get("way", unnamed))
+
+
+def _asked(record: dict[str, Any]) -> frozenset[str] | None:
+    asked = record.get("asked")
+    return None if asked is None else frozenset(asked)

@@ -28,7 +28,7 @@ def test_the_same_record_has_nothing_slower(compare):
     record = gpu_record({NMS: 10.0, DECODE: 5.0})
     status, said = compare(record, record)
     assert status == 0
-    assert said.out.splitlines()[-1] == "0 slower, 0 faster, 0 newly failed, of 6; 0 only in A"
+    assert said.out.splitlines()[-1] == "0 slower, 0 faster, 0 failed, missing or wrong, of 6; 0 of A not asked of B"
 
 
 def test_what_is_slower_by_the_threshold_and_the_spread_is_named_and_fails(compare):
@@ -61,6 +61,68 @@ def test_what_ran_and_now_fails_is_told(compare):
     status, said = compare(gpu_record({NMS: 10.0, DECODE: 5.0}), after)
     assert status == 1
     assert "nms, B=64, ahernet: ran in A, in B it failed: RuntimeError: no" in said.out
+
+
+@pytest.mark.parametrize("case", ["making its arguments", "not begun"])
+@pytest.mark.parametrize("group", [None, "decode_last"])
+def test_a_group_that_ran_and_now_fails_is_told(compare, case, group):
+    before, after = gpu_record({NMS: 10.0, DECODE: 5.0}), gpu_record({NMS: 10.0, DECODE: 5.0})
+    before["lines"][-1]["group"] = group
+    failed = {"op": group or "decode", "case": case, "way": "ahernet", "failed": "MemoryError: no"}
+    after["lines"].append(failed)
+    status, said = compare(before, after)
+    assert status == 1
+    assert f"{failed['op']}, {case}, ahernet: ran in A, in B it failed: MemoryError: no" in said.out
+    before["lines"].append(failed)
+    assert compare(before, after)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("gone", "modes"), [(("cold", "hot"), "cold, hot"), (("cold", "hot", "eager"), "cold, hot, eager")]
+)
+def test_what_is_not_timed_any_more_is_told(compare, gone, modes):
+    after = gpu_record({NMS: 10.0, DECODE: 5.0})
+    for mode in gone:
+        del after["lines"][0][mode]
+    status, said = compare(gpu_record({NMS: 10.0, DECODE: 5.0}), after)
+    assert status == 1
+    assert f"nms, B=64, ahernet: timed in A, not in B: {modes}" in said.out.splitlines()
+
+
+def test_peers_may_be_missing(compare):
+    assert compare(gpu_record({NMS: 10.0, PEER: 10.0}), gpu_record({NMS: 10.0}))[0] == 0
+
+
+def test_wrong_results_are_told(compare):
+    after = gpu_record({NMS: 10.0})
+    after["lines"][0].update(equal=0.98, required=0.99)
+    status, said = compare(gpu_record({NMS: 10.0}), after)
+    assert status == 1
+    assert "nms, B=64, ahernet: in B only 98.0000% agree, 99.0000% are required" in said.out.splitlines()
+
+
+@pytest.mark.parametrize(("asked", "status"), [(["decode"], 0), (["decode", "nms"], 1), (None, 1)])
+def test_only_what_was_asked_for_can_be_missing(compare, asked, status):
+    before = gpu_record({NMS: 10.0, DECODE: 5.0})
+    for entry in before["lines"]:
+        entry["group"] = entry["op"]
+    found, said = compare(before, gpu_record({DECODE: 5.0}, asked=asked))
+    assert found == status
+    assert said.out.endswith(f"; {3 if status == 0 else 0} of A not asked of B\n")
+
+
+@pytest.mark.parametrize(("asked", "status"), [(["test[nms, design-ahernet]"], 0), (None, 1)])
+def test_a_run_of_some_benches_is_compared_in_these(compare, asked, status):
+    before = cpu_record({("nms, design", "ahernet"): 0.01, ("decode, design", "ahernet"): 0.01})
+    assert compare(before, {**cpu_record({("nms, design", "ahernet"): 0.01}), "asked": asked})[0] == status
+
+
+def test_our_form_of_older_records_of_evaluation_is_known(compare):
+    before = cpu_record({("average precision, full", None): 1.0})
+    before["benchmarks"][0]["param"] = "full-average_precision"
+    status, said = compare(before, cpu_record({("average precision, full", "ahernet"): 100.0}))
+    assert status == 1
+    assert said.out.splitlines()[1].endswith("slower")
 
 
 def test_records_of_different_devices_are_refused_unless_asked_for(compare):

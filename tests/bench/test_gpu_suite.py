@@ -132,6 +132,19 @@ def test_a_run_goes_on_with_what_its_record_lacks(tmp_path):
     assert {entry["op"] for entry in again["lines"][len(first["lines"]) :]} == {"soft_nms"}
 
 
+def test_entries_name_the_group_that_they_are_asked_for_by(record):
+    groups = {entry["case"]: entry["group"] for entry in record["lines"] if entry["op"] == "decode"}
+    assert groups["B=3 C=7 bf16"] == "decode"
+    assert groups["B=3 C=7 bf16 channels last"] == "decode_last"
+    assert {entry["group"] for entry in record["lines"]} == set(lines.GROUPS)
+
+
+def test_a_record_that_goes_on_was_asked_for_all_that_it_ever_was():
+    assert gpu.asked(["nms"], ["decode", "nms"]) == ["decode", "nms"]
+    assert gpu.asked(None, ["nms"]) is None
+    assert gpu.asked(["nms"], None) is None
+
+
 def test_what_is_not_begun_in_time_is_said_and_begun_by_the_next_run(tmp_path):
     late = run(tmp_path, ["pairwise_tiou"], deadline=time.monotonic() - 1)
     assert [entry["failed"] for entry in late["lines"]] == ["out of time"]

@@ -84,6 +84,7 @@ def cpu_record(medians, processor="P", half_spread=0.01):
         "benchmarks": [
             {
                 "group": group,
+                "name": f"test[{group}-{way}]",
                 "param": None,
                 "extra_info": {} if way is None else {"way": way},
                 "stats": {"median": x, "q20": x * (1 - half_spread), "q80": x * (1 + half_spread)},
