@@ -25,6 +25,7 @@ def contest(request):
     videos, width = CASES[request.param]
     made = Training("cpu", videos, CLASSES, width, MEAN_ROWS, precision="float32")
     ways = {"ahernet": made.call, "torch, video by video": made.peer}
+    same_losses(*(made.with_gradients(way)(made.batch) for way in ways.values()))
     ways = {name: functools.partial(way, made.batch) for name, way in ways.items()}
     sizes = {"videos": videos, "classes": CLASSES, "width": width}
     return Contest(f"training step, {request.param}", sizes, ways, check=same_losses)

@@ -3,10 +3,10 @@
     bench/gpu.sh [folder]                            the kernel tests first, then tuning, then this
     python -m bench gpu [folder] --only nms,decode   some groups of `bench.lines` alone
 
-Every line is checked against the CPU path of the same op before it is timed. The record, one JSON file, is written
-anew after every line, so that a run cut short leaves what it had. What fails is recorded with its message and the run
-goes on; where the device is lost, or a line takes too long, a new process goes on with the same record. Exit status:
-0, or 1 where a check failed, or 2 where there is no GPU.
+Every line is checked before it is timed: ops and localizing against their CPU paths, training against its peer. The
+record, one JSON file, is written anew after every line, so that a run cut short leaves what it had. What fails is
+recorded with its message and the run goes on; where the device is lost, or a line takes too long, a new process goes on
+with the same record. Exit status: 0, or 1 where a check failed, or 2 where there is no GPU.
 """
 
 import argparse
@@ -104,7 +104,8 @@ def agreement_with_reference(line: Line) -> float:
     """How far the device gives what the reference does, on the part of the arguments that is checked."""
     part = line.checked(line.arguments)
     if line.reference is not None:
-        return agreement(line.call(*part), line.reference(*part), line.tolerance)
+        compared = line.compared or line.call
+        return agreement(compared(*part), line.reference(*part), line.tolerance)
     on_cpu = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, part)
     return agreement(line.call(*part), line.call(*on_cpu), line.tolerance)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import ahernet_kernels as kernels
@@ -34,6 +35,12 @@ def localizer(model: ModelConfig, classes: int, device: str) -> Localizer:
         return Localizer(model, classes)
 
 
+def compared(step: AnchorStep, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    """Segments, scores and labels of all anchors; scores, counts and finiteness of what the step detects."""
+    found = step(rows, offsets)
+    return *step.candidates(rows, offsets)[:3], found.scores, found.counts, found.finite
+
+
 class Localization:
     """A batch of feature rows in device memory, and the step that finds detections in it."""
 
@@ -54,6 +61,15 @@ class Localization:
     def peer(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
         """The same network; resampled, decoded and suppressed in the forms that are common elsewhere."""
         return detections(self.step, rows, offsets)
+
+    def compared(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """What other roundings do not put in another order: all anchors, then scores and counts of the detections."""
+        return compared(self.step, rows, offsets)
+
+    def on_cpu(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+        """The same by the CPU path, in float32."""
+        config = dataclasses.replace(self.config, precision="float32")
+        return compared(AnchorStep(deepcopy(self.network).cpu(), config), rows.cpu(), offsets.cpu())
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What the call does before anything is decoded: its time less theirs is that of all that follows.

@@ -1,6 +1,7 @@
 """The pipeline of one training iteration: its batch in device memory, its networks, ours and the peer's form."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from ahernet.training.training_state import Run, captured_on, make_optimizer
 from bench import cases, costs
 from bench.localization import paper_model
 from bench.peers import training
+
+PARTS = sorted({part for changed in CHANGES.values() for part in changed})
 
 
 class Training:
@@ -76,6 +79,29 @@ class Training:
             losses[name].backward(inputs=changed, retain_graph=True)
         optimizer.step()
         return torch.stack([loss.detach().float() for loss in losses.values()]).sum()
+
+    def with_gradients(self, way: Callable[[IterationBatch], Tensor]) -> Callable[[IterationBatch], tuple[Tensor, ...]]:
+        """A way that returns beside its loss the norms of the gradients of `PARTS`, as the optimizer was given them.
+
+        They are read from its running means, which a replayed graph changes as well.
+        """
+        decay = self.run.optimizer.param_groups[0]["betas"][0]
+
+        def run(batch: IterationBatch) -> tuple[Tensor, ...]:
+            before = self._means()
+            loss = way(batch)
+            pairs = zip(self._means(), before, strict=True)
+            return loss, *((mean - decay * past).norm() / (1 - decay) for mean, past in pairs)
+
+        return run
+
+    def _means(self) -> list[Tensor]:
+        """Of the gradients so far, a vector for each of `PARTS`."""
+        state = self.run.optimizer.state
+        return [
+            torch.cat([state.get(x, {}).get("exp_avg", torch.zeros_like(x)).flatten() for x in part.parameters()])
+            for part in map(self.run.networks.part, PARTS)
+        ]
 
     def cost(self, result: Any) -> costs.Cost:
         """Bytes and operations of one call."""

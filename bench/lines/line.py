@@ -75,8 +75,10 @@ class Line:
     peers: dict[str, Call] = field(default_factory=dict)
     uncapturable: dict[str, Call] = field(default_factory=dict)
     """Peers that wait for the device: timed as eager calls only."""
+    compared: Call | None = None
+    """What is checked instead of the result of the call, where that says too little; takes the same arguments."""
     reference: Call | None = None
-    """What the result is checked against on the same device; None: the CPU path of the op."""
+    """What is checked against; None: the CPU path of the op."""
     required: float = 1.0
     """The share of elements that must agree with the reference."""
     parts: dict[str, Call] = field(default_factory=dict)

@@ -13,6 +13,7 @@ import torch
 from bench_fakes import CEILINGS, TINY, FakeTimer
 
 from bench import cases, device_timing, gpu, lines
+from bench.training import Training
 
 
 def new_record():
@@ -184,6 +185,30 @@ def test_nothing_agrees_with_a_sparse_gradient_but_itself():
 def test_infinities_agree_with_themselves_and_nan_with_nothing():
     expected = torch.tensor([math.inf, -math.inf, 1.0, math.nan])
     assert gpu.agreement(expected, expected, 1e-2) == 0.75
+
+
+def test_localizing_is_held_to_the_cpu_path():
+    line = next(lines.localize_lines("cpu", TINY))
+    assert gpu.agreement_with_reference(line) >= line.required
+    for parameter in line.call.__self__.step.heads.parameters():
+        parameter.add_(1.0)
+    assert gpu.agreement_with_reference(line) < line.required
+
+
+def test_training_is_held_to_the_gradients_of_its_peer(monkeypatch):
+    call = Training.call
+
+    def without_gradients_of_the_transfer(self, batch):
+        parameters = self.run.networks.part("transfer").parameters()
+        hooks = [parameter.register_hook(torch.zeros_like) for parameter in parameters]
+        loss = call(self, batch)
+        for hook in hooks:
+            hook.remove()
+        return loss
+
+    assert gpu.agreement_with_reference(next(lines.training_lines("cpu", TINY))) == 1
+    monkeypatch.setattr(Training, "call", without_gradients_of_the_transfer)
+    assert gpu.agreement_with_reference(next(lines.training_lines("cpu", TINY))) == 0
 
 
 @pytest.mark.parametrize(("bytes_of_one", "copies"), [(10, 30), (99, 4), (100, 3), (301, 1), (0, 1)])
