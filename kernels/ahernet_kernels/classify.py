@@ -133,12 +133,15 @@ def classify_launch(
     labels = torch.empty((videos, sum(cells)), dtype=torch.int64, device=device)
     if videos == 0 or sum(cells) == 0:
         return probability, labels
-    settings = launch_settings("classify_fp32", DEFAULTS_FP32) if is_fp32 else launch_settings("classify", DEFAULTS)
+    channels_last = is_channels_last(features)
+    if is_fp32:
+        settings = launch_settings("classify_fp32", DEFAULTS_FP32)
+    else:  # contiguous maps are read value by value, which takes registers: what is tuned for others would spill
+        settings = launch_settings("classify" if channels_last else "classify_channels_first", DEFAULTS)
     chunks = triton.cdiv(classes, settings["BLOCK_CLASSES"])
     tiles = sum(triton.cdiv(videos * length, settings["BLOCK_ROWS"]) for length in cells)
     top = torch.empty((chunks, videos, sum(cells)), dtype=torch.float32, device=device)
     total, label = torch.empty_like(top), torch.empty_like(top, dtype=torch.int32)
-    channels_last = is_channels_last(features)
     if not channels_last:
         features = [x.contiguous() for x in features]
     deepest_first = sorted(range(len(features)), key=lambda j: -features[j].shape[1])

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here, without spills and within its budget of registers and memory."""
+"""Every kernel compiles for GPUs that are not here, within its budget of registers and memory, and of spills if any."""
 
 import json
 import os
@@ -58,6 +58,19 @@ BUDGETS = {
     "soft_nms_linear": (40, 128),
     "stretch": (160, 8192),
     "stretch_backward": (80, 8192),
+    # As tuned for one kind of GPU.
+    "assign, sm_90": (32, 0),
+    "classification_features_bf16, sm_90": (184, 73760),
+    "classification_weights_bf16, sm_90": (216, 49184),
+    "classify_bf16, sm_90": (255, 98336),
+    "pairwise_tiou, sm_90": (48, 0),
+    "pick, sm_90": (32, 0),
+    "resample, sm_90": (136, 8192),
+    "resample_backward, sm_90": (80, 0),
+    "resample_checked, sm_90": (136, 8192),
+    "soft_nms_gaussian, sm_90": (48, 128),
+    "soft_nms_linear, sm_90": (72, 128),
+    "stretch_backward, sm_90": (72, 0),
 }
 
 # Kernels that multiply matrices hold a tile of sums.
@@ -70,8 +83,11 @@ AMD_REGISTERS_OF_PRODUCTS = {
     "classify_bf16": 144,
     "classify_bf16_contiguous": 168,
 }
-# Bytes that a program of one warp takes to merge its lanes.
-STACKS = {"decode_channels_first": 8}
+# Bytes that a program of one warp takes to merge its lanes, or that hold what is spilled.
+STACKS = {"decode_channels_first": 8, "classify_bf16, sm_90": 8}
+# Bytes. With 4 warps a thread has 128 sums: a few bytes spill, and 2,000 classes still take 87 us on an H200 where the
+# default of 8 warps, without spills, takes 136.
+SPILLS = {"classify_bf16, sm_90": 8}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +112,7 @@ def compiler(tmp_path_factory):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("name", ahead_of_time.VARIANTS)
+@pytest.mark.parametrize("name", ahead_of_time.LAUNCHED)
 def test_it_compiles_within_its_budget(name, compiler):
     process, said = compiler
     process.stdin.write(f"{name}\n")
@@ -104,10 +120,10 @@ def test_it_compiles_within_its_budget(name, compiler):
     answer = process.stdout.readline()
     assert said.read_text() == ""
     found = json.loads(answer)
-    assert set(found) == set(ahead_of_time.TARGETS)
+    assert set(found) == set(ahead_of_time.LAUNCHED[name].targets)
     for target, usage in found.items():
         registers, shared = BUDGETS[name]
-        assert usage["spills"] == 0, target
+        assert usage["spills"] <= SPILLS.get(name, 0), target
         assert usage["stack"] <= STACKS.get(name, 0), target
         if target.startswith("gfx"):
             registers = AMD_REGISTERS_OF_PRODUCTS.get(name, AMD_REGISTERS)

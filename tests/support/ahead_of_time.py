@@ -1,7 +1,8 @@
-"""Compile one kernel for one GPU that need not be present, and print what it uses as JSON.
+"""Compile kernels for GPUs that need not be present, and print what they use as JSON.
 
-Run as `python ahead_of_time.py KERNEL TARGET`; each compilation has a process of its own, because an error inside
-the compiler can take the process with it. `VARIANTS` lists what the launchers launch, at the sizes of the paper.
+Reads names from standard input, a line each; in a process of its own, because an error inside the compiler can take it
+along. `VARIANTS` lists what the launchers launch by default, at the sizes of the paper; `LAUNCHED` has beside these
+what they launch where `tuning.json` has other settings for a kind of GPU.
 """
 
 import importlib
@@ -10,9 +11,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+KERNELS = Path(__file__).parents[2] / "kernels" / "ahernet_kernels"
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -46,6 +48,7 @@ class Variant:
     """Sizes that are not a multiple of 16."""
     num_stages: int | None = None
     """Steps of a loop in flight, or None for what the target does by itself."""
+    targets: tuple[str, ...] = tuple(TARGETS)
 
 
 def per_scale(dtype: str, *kinds: str) -> dict[str, str]:
@@ -418,6 +421,36 @@ VARIANTS = {
 }
 
 
+# The variants of kernels that `tuning.json` has by another name; contiguous maps are not launched as tuned.
+OF_TUNED = {
+    "classify": ("classify_bf16",),
+    "feature_gradient": ("classification_features_bf16",),
+    "resample": ("resample", "resample_checked"),
+    "soft_nms": ("soft_nms_gaussian", "soft_nms_linear"),
+    "weight_gradient": ("classification_weights_bf16",),
+}
+
+
+def tuned(variant: Variant, settings: dict[str, int], target: str) -> Variant:
+    """The variant with what was measured to be best on one kind of GPU."""
+    tile = {name: value for name, value in settings.items() if name not in ("num_warps", "num_stages")}
+    launch = {name: value for name, value in settings.items() if name not in tile}
+    return replace(variant, constants=variant.constants | tile, targets=(target,), **launch)
+
+
+def tuned_variants() -> dict[str, Variant]:
+    table = json.loads((KERNELS / "tuning.json").read_text())
+    return {
+        f"{name}, {target}": tuned(VARIANTS[name], settings, target)
+        for target in TARGETS
+        for kernel, settings in table.get(target, {}).items()
+        for name in OF_TUNED.get(kernel, (kernel,))
+    }
+
+
+LAUNCHED = VARIANTS | tuned_variants()
+
+
 def compile_for(variant: Variant, target: str):
     import triton
     from triton.backends.compiler import GPUTarget
@@ -472,11 +505,11 @@ def amd_usage(compiled) -> dict[str, int]:
 
 
 def main() -> None:
-    """Compile each variant named on a line of stdin for every target, in one process: importing takes long."""
+    """Compile each variant named on a line of stdin for all its targets, in one process: importing takes long."""
     for line in sys.stdin:
-        found = {}
-        for target in TARGETS:
-            compiled = compile_for(VARIANTS[line.strip()], target)
+        found, variant = {}, LAUNCHED[line.strip()]
+        for target in variant.targets:
+            compiled = compile_for(variant, target)
             usage = amd_usage(compiled) if target.startswith("gfx") else nvidia_usage(compiled)
             found[target] = {**usage, "shared": compiled.metadata.shared}
         print(json.dumps(found), flush=True)

@@ -1,10 +1,12 @@
 import math
 import sys
+from unittest.mock import MagicMock
 
 import kernel_references as reference
 import pytest
 import torch
 from ahernet_kernels._tuning import overridden
+from ahernet_kernels.classify import DEFAULTS, classify_launch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +86,15 @@ def test_tiles_of_any_size_give_the_same(ops, tile):
     settings = dict(zip(("BLOCK_ROWS", "BLOCK_CLASSES", "BLOCK_D"), tile, strict=True))
     with overridden("classify_fp32", settings), overridden("merge_chunks", {"BLOCK": 16}):
         assert_equals_reference(ops, *classifier(3, 70, [9, 4, 1], [40, 16, 33]))
+
+
+@pytest.mark.parametrize(("layout", "num_warps"), [(list, DEFAULTS["num_warps"]), (channels_last, 2)])
+def test_contiguous_maps_are_not_launched_as_tuned_for_channels_last(layout, num_warps):
+    features, weights, biases = classifier(2, 6, [4, 3], [8, 16], dtype=torch.bfloat16)
+    kernel = MagicMock()
+    with overridden("classify", {"num_warps": 2}):
+        classify_launch(kernel, MagicMock(), layout(features), weights, biases)
+    assert kernel.__getitem__().call_args.kwargs["num_warps"] == num_warps
 
 
 @pytest.mark.parametrize("elements", [1, 50, 1000])
