@@ -4,7 +4,8 @@ While `ARCHIVE` is being made, the folder `ARCHIVE.partial` beside it holds
 
     settings.json   what the features depend on; a run with other settings must not go on here
     rows.bin        the rows of finished videos, one after the other, in the archive's type
-    journal.jsonl   one line per finished video, written after its rows have reached the disk
+    journal.jsonl   one line per finished video, written after its rows have reached the disk; one with 0 rows takes a
+                    video back, whose rows were found damaged
 
 A line that a killed writer left unfinished, and rows without a line, are cut off when the folder is opened again. When
 all videos are there the archive is written, in the order that the caller wants, and the folder is removed.
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -180,7 +181,8 @@ class ArchiveJournal:
             durations: by video id, where they are known better than when the video was added.
 
         Raises:
-            UserError: there is none, the archive cannot be written, or rows are not what they were.
+            UserError: there is none, the archive cannot be written, or rows are not what they were, so that their
+                videos are no longer finished.
         """
         if not video_ids:
             raise UserError(f"{self.out}: no video is finished, an archive holds at least one")
@@ -207,14 +209,32 @@ class ArchiveJournal:
     def _stored_rows(self, videos: Iterable[FinishedVideo]) -> Iterator[bytes]:
         with (self.folder / "rows.bin").open("rb") as file:
             for video in videos:
-                file.seek(video.first * self._row_bytes)
-                rows = file.read(video.rows * self._row_bytes)
+                rows = self._rows_of(video, file)
                 if zlib.crc32(rows) != video.crc32:
+                    damaged = self._take_back_damaged()
                     raise UserError(
-                        f"{self.folder}: the rows of video {video.id!r} have changed on disk, "
-                        "remove the folder and start again"
+                        f"{self.folder}: the rows of {len(damaged):,} videos have changed on disk, as those of "
+                        f"{damaged[0]!r}; the same command reads these videos again"
                     )
                 yield rows
+
+    def _rows_of(self, video: FinishedVideo, file: BinaryIO) -> bytes:
+        file.seek(video.first * self._row_bytes)
+        return file.read(video.rows * self._row_bytes)
+
+    def _take_back_damaged(self) -> list[str]:
+        """Let no video count as finished whose rows are not what they were; return their ids."""
+        with (self.folder / "rows.bin").open("rb") as file:
+            damaged = [
+                video.id for video in self.finished.values() if zlib.crc32(self._rows_of(video, file)) != video.crc32
+            ]
+        end = self._rows.tell() // self._row_bytes
+        lines = [FinishedVideo(video_id, end, 0, math.nan, 0, "", ()).line() for video_id in damaged]
+        _write(self._lines, "".join(lines).encode())
+        os.fsync(self._lines.fileno())
+        for video_id in damaged:
+            del self.finished[video_id]
+        return damaged
 
     def _read_lines(self) -> dict[str, FinishedVideo]:
         """Read what is finished, and cut off what a killed writer left after it."""
@@ -226,7 +246,10 @@ class ArchiveJournal:
                 video = _parse(line)
                 if video is None or video.first != rows or video.first + video.rows > stored:
                     break
-                finished[video.id] = video
+                if video.rows:
+                    finished[video.id] = video
+                else:
+                    finished.pop(video.id, None)
                 rows = video.first + video.rows
                 intact += len(line)
         _cut_off(self._lines, intact)

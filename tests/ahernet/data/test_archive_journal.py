@@ -170,15 +170,30 @@ def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path):
     assert (folder / "settings.json").read_text() == "[1]"
 
 
-def test_rows_that_changed_on_disk_are_refused(tmp_path):
+def test_videos_whose_rows_changed_on_disk_are_read_again_and_the_others_kept(tmp_path):
     out = tmp_path / "a.h5"
     with killed(journal_of(out)) as journal:
-        journal.add("a", ramp(2), 1.0, "s")
+        for number, name in enumerate("abcd"):
+            journal.add(name, ramp(2, number), 1.0, "s")
     with (tmp_path / "a.h5.partial" / "rows.bin").open("r+b") as file:
-        file.write(b"\xff")
-    with pytest.raises(UserError, match="rows of video 'a' have changed"), journal_of(out) as journal:
-        journal.publish(["a"], clip_stride=0, origin="")
+        for video in (1, 3):
+            file.seek(video * 2 * 3 * 2)
+            file.write(b"\xff")
+    with (
+        pytest.raises(UserError, match="the rows of 2 videos have changed on disk, as those of 'b'"),
+        journal_of(out) as journal,
+    ):
+        journal.publish(list("abcd"), clip_stride=0, origin="")
     assert not out.exists()
+    with journal_of(out) as journal:
+        assert list(journal.finished) == ["a", "c"]
+        for number, name in ((1, "b"), (3, "d")):
+            assert not journal.has(name, "s")
+            journal.add(name, ramp(2, number), 1.0, "s")
+        journal.publish(list("abcd"), clip_stride=0, origin="")
+    with open_archive(out) as archive:
+        rows, _ = archive.read(range(4))
+        np.testing.assert_array_equal(rows, np.concatenate([ramp(2, number) for number in range(4)]))
 
 
 @pytest.mark.parametrize(
