@@ -1,15 +1,17 @@
-"""One run of an experiment: train, localize, score. Finished runs are kept as files and not repeated."""
+"""Runs of an experiment: train, localize, score. Finished runs are kept as files and not repeated."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ahernet.checkpoint import Checkpoint, load_checkpoint
-from ahernet.config import Config, config_to_dict
+from ahernet.config import Config, InferenceConfig, config_to_dict
 from ahernet.data.annotations import Annotations, match_video_ids
 from ahernet.data.archive_set import open_features
 from ahernet.data.detections import Detections
@@ -40,16 +42,35 @@ class Unit:
         return f"{self.name}-{self.setting.split}-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.json"
 
 
-def run_unit(unit: Unit, folder: Path, progress: bool = False) -> dict[str, Any]:
-    """Return the result of a unit, from its file in `folder` if it is there and of the same settings.
+def with_one_network(units: Iterable[Unit]) -> list[tuple[Unit, ...]]:
+    """Put units together that differ in nothing that training depends on, in their order."""
+    groups: dict[Any, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((replace(unit.config, inference=InferenceConfig()), unit.setting), []).append(unit)
+    return [tuple(group) for group in groups.values()]
+
+
+def run_units(units: Sequence[Unit], folder: Path, progress: bool = False) -> list[dict[str, Any]]:
+    """Return the results of units of one network, from their files in `folder` if they are there and of the same
+    settings; for the others one network is trained.
 
     Novel and base classes are scored apart: localized among themselves, in the videos that show them (as the paper
     scores the classes of its moment set). Base classes only where the run has learnt them and the setting has videos.
     Where these videos show other classes that the run knows, "beside_others" is the score if all of them are localized:
     among themselves, novel classes must take every action of a base class for one of theirs.
     """
-    head = {"run": unit.name, "seed": unit.config.training.seed}
-    return kept_result(folder / unit.file_name, head, wanted_of(unit), lambda: _measure(unit, folder, progress))
+    with ExitStack() as until_measured:
+
+        @cache
+        def network() -> tuple[Path, float]:
+            return until_measured.enter_context(_trained(units[0], folder, progress))
+
+        def result(unit: Unit) -> dict[str, Any]:
+            head = {"run": unit.name, "seed": unit.config.training.seed}
+            path = folder / unit.file_name
+            return kept_result(path, head, wanted_of(unit), lambda: _measure(unit, *network(), progress))
+
+        return [result(unit) for unit in units]
 
 
 def kept_result(
@@ -156,24 +177,30 @@ def wanted_of(unit: Unit) -> dict[str, Any]:
     return wanted
 
 
-def _measure(unit: Unit, folder: Path, progress: bool) -> dict[str, Any]:
-    setting, method = unit.setting, unit.config.method
+@contextmanager
+def _trained(unit: Unit, folder: Path, progress: bool) -> Iterator[tuple[Path, float]]:
+    """Train the network of a unit; give its folder, which is removed in the end, and the seconds that it took."""
     run_folder = folder / f"{unit.file_name}.run"
     make_folder(run_folder)
     with claim_folder(run_folder):  # another command may be training it
         shutil.rmtree(run_folder, ignore_errors=True)
     make_folder(run_folder)
-    seconds = _train(unit, run_folder, progress)
+    yield run_folder, _train(unit, run_folder, progress)
+    shutil.rmtree(run_folder)
+
+
+def _measure(unit: Unit, run_folder: Path, seconds: float, progress: bool) -> dict[str, Any]:
+    setting, method = unit.setting, unit.config.method
     learnt = {"novel": (setting.novel_videos, setting.novel)}
     learnt_base = method.untrimmed == "transfer" or (method.untrimmed == "supervised" and setting.one_source)
     if learnt_base and setting.base_videos.validation is not None:
         learnt["base"] = (setting.base_videos, setting.base)
     known = (*(setting.base if learnt_base else ()), *setting.novel)
     checkpoint = load_checkpoint(run_folder)
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, inference=unit.config.inference))
     measures = {
         group: _score(source, checkpoint, classes, known, progress) for group, (source, classes) in learnt.items()
     }
-    shutil.rmtree(run_folder)
     return {"seconds": round(seconds, 1), "measures": measures}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ahernet.child_process import worker_pool
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
-from ahernet.experiments.runner import Unit, oracle, run_unit
+from ahernet.experiments.runner import Unit, oracle, run_units, with_one_network
 from ahernet.experiments.setting import Data
 from ahernet.progress import ProgressBar
 
@@ -191,7 +191,7 @@ def run_table(
     """Run every row of a table with every seed and return the table as plain data.
 
     Seed s also numbers the split into base and novel classes; a setting file has one split for all seeds.
-    Finished runs are taken from their files in `folder`.
+    Finished runs are taken from their files in `folder`; rows that differ in inference alone share a network.
 
     Args:
         table: one of `TABLES`.
@@ -217,11 +217,12 @@ def run_table(
             oracle(unit.setting)  # refused before long work, if it has none
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     with worker_pool(jobs) as pool:
-        futures = {pool.submit(run_unit, unit, folder): unit for unit in units}
-        for future in ProgressBar(
-            as_completed(futures), total=len(units), desc=table, unit="run", disable=not progress
-        ):
-            results[futures[future].name].append(future.result())
+        futures = [pool.submit(run_units, group, folder) for group in with_one_network(units)]
+        with ProgressBar(total=len(units), desc=table, unit="run", disable=not progress) as bar:
+            for future in as_completed(futures):
+                for result in future.result():
+                    results[result["run"]].append(result)
+                    bar.update()
     for found in results.values():
         found.sort(key=lambda result: int(result["seed"]))
     reference = results.get("aher", results.get("2-fc elu"))

@@ -12,7 +12,7 @@ from ahernet.data.archive import open_archive
 from ahernet.data.moment_labels import read_moment_labels
 from ahernet.errors import UserError
 from ahernet.experiments.recorded import Recorded, RecordingsPlan, read_plan
-from ahernet.experiments.runner import Unit, found_in, oracle, run_unit, shown_beside, trained_unit
+from ahernet.experiments.runner import Unit, found_in, oracle, run_units, shown_beside, trained_unit
 from ahernet.experiments.setting import SET_ASIDE, Setting, Source
 from ahernet.experiments.table import format_table
 from ahernet.training.batches import build_training_set
@@ -139,7 +139,7 @@ def test_a_run_that_knows_base_classes_is_also_scored_with_all_it_knows(recordin
     setting, beside = whole(recordings, tmp_path), {}
     for run in ("aher-", "aher*"):
         config = small_config(run, model={"feature_dimension": 0}, training={"iterations": 2})
-        measures = run_unit(Unit(run, config, setting), tmp_path)["measures"]
+        measures = run_units([Unit(run, config, setting)], tmp_path)[0]["measures"]
         beside[run] = {group: measures[group].get("beside_others") for group in measures}
     assert beside["aher-"] == {"novel": None}
     assert set(beside["aher*"]["novel"]) == {"mean_average_precision", "at_0.5", "at_0.75", "at_0.95"}

@@ -10,10 +10,11 @@ from ahernet.config import RUNS, config_from_dict, preset, with_run
 from ahernet.data.annotations import Annotations, VideoAnnotations
 from ahernet.data.archive_writer import ArchiveWriter
 from ahernet.errors import UserError
+from ahernet.experiments import runner
 from ahernet.experiments import table as table_of_runs
 from ahernet.experiments.paper_settings import Part, SettingPlan, write_setting
 from ahernet.experiments.pictures import draw_table
-from ahernet.experiments.runner import Unit, found_in, run_unit
+from ahernet.experiments.runner import Unit, found_in, run_units, with_one_network
 from ahernet.experiments.setting import Source, make_setting, rendered_source
 from ahernet.experiments.setting_file import read_setting
 from ahernet.experiments.table import (
@@ -142,21 +143,49 @@ def test_a_run_that_another_command_trains_is_left_alone(source, tmp_path):
     folder.mkdir()
     (folder / "of another").touch()
     with claim_folder(folder), pytest.raises(UserError, match="another process"):
-        run_unit(unit, tmp_path)
+        run_units([unit], tmp_path)[0]
     assert (folder / "of another").exists()
 
 
 def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_path):
     unit = Unit("aher0", table_configs("runs", CONFIG)["aher0"], make_setting(source, 0, tmp_path))
-    first = run_unit(unit, tmp_path)
-    assert run_unit(unit, tmp_path) == first
+    first = run_units([unit], tmp_path)[0]
+    assert run_units([unit], tmp_path)[0] == first
     path = tmp_path / unit.file_name
     marked = json.loads(path.read_text()) | {"seconds": -1.0}
     path.write_text(json.dumps(marked))
-    assert run_unit(unit, tmp_path)["seconds"] == -1.0
+    assert run_units([unit], tmp_path)[0]["seconds"] == -1.0
     changed = replace(unit, config=replace(unit.config, training=replace(unit.config.training, seed=9)))
-    assert run_unit(changed, tmp_path)["seconds"] >= 0
+    assert run_units([changed], tmp_path)[0]["seconds"] >= 0
     assert not list(tmp_path.glob("*.run"))
+
+
+def test_rows_that_differ_in_inference_alone_share_a_network_and_score_as_if_each_had_its_own(
+    source, tmp_path, monkeypatch
+):
+    setting = make_setting(source, 0, tmp_path)
+    config = table_configs("runs", CONFIG)["aherM"]
+    hard = replace(config, inference=replace(config.inference, suppression="hard", nms_threshold=0.5))
+    units = [Unit("soft", config, setting), Unit("hard", hard, setting)]
+    other = Unit("other seed", replace(config, training=replace(config.training, seed=9)), setting)
+    assert with_one_network([units[0], other, units[1]]) == [tuple(units), (other,)]
+    apart = [run_units([unit], tmp_path / "apart")[0]["measures"] for unit in units]
+    trained, train = [], runner.train
+
+    def counted(*arguments, **settings):
+        trained.append(arguments)
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(runner, "train", counted)
+    together = run_units(units, tmp_path / "together")
+    assert [result["measures"] for result in together] == apart
+    assert apart[0] != apart[1]
+    assert len(trained) == 1
+    assert run_units(units, tmp_path / "together") == together
+    (tmp_path / "together" / units[1].file_name).unlink()
+    assert [result["measures"] for result in run_units(units, tmp_path / "together")] == apart
+    assert len(trained) == 2
+    assert not list(tmp_path.rglob("*.run"))
 
 
 def clips_setting(folder):
