@@ -85,5 +85,5 @@ setup(
         "fuzz": FUZZ,
         "lint": LINT,
     },
-    entry_points={"console_scripts": ["ahernet=ahernet.cli:main"]},
+    entry_points={"console_scripts": ["ahernet=ahernet.__main__:main"]},
 )

@@ -22,13 +22,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ahernet import __version__
+from ahernet.__main__ import INTERRUPTED
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
 from ahernet.errors import UserError
 from ahernet.event_log import log_to, warnings_as_lines
 
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 

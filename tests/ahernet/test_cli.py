@@ -454,6 +454,22 @@ def test_nobody_reading_the_output_is_no_error(world):
     assert "Traceback" not in result.stderr
 
 
+def test_an_interrupt_while_the_command_line_is_loaded_is_one_line():
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'jsonargparse':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from ahernet.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "ahernet: error: interrupted\n")
+
+
 def test_an_interrupt_is_said_in_one_line(capsys, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("stopped after iteration 3; runs/x can be resumed")
