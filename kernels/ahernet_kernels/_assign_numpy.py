@@ -40,7 +40,8 @@ def force_matches(
 ) -> tuple[Integers, Integers]:
     """Give every overlapping ground truth its best anchor in `index` and `tiou`; return (video, anchor) of them."""
     start, end = anchors_as_segments_numpy(anchors)
-    gt_segments = gt_segments[: gt_offsets[-1]]  # rows behind the last offset are of no video
+    first_row = gt_offsets[0]
+    gt_segments = gt_segments[first_row : gt_offsets[-1]]  # other rows are of no video
     gt_start, gt_end = finite_segments_numpy(gt_segments)
     best, best_tiou = np.zeros(len(gt_segments), np.int64), np.zeros(len(gt_segments), np.float32)
     size = max(1, CPU_BLOCK_ELEMENTS // len(anchors))
@@ -54,6 +55,6 @@ def force_matches(
     rows_by_claim = np.lexsort((-np.arange(len(best)), best_tiou))
     rows_by_claim = rows_by_claim[best_tiou[rows_by_claim] > 0]
     place = (video[rows_by_claim], best[rows_by_claim])
-    index[place] = rows_by_claim
+    index[place] = rows_by_claim + first_row
     tiou[place] = best_tiou[rows_by_claim]
     return place

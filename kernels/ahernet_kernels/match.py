@@ -139,8 +139,8 @@ def match(anchors: Tensor, gt_segments: Tensor, gt_offsets: Tensor) -> tuple[Ten
     Args:
         anchors: `(A, 2)` centre, width, shared by all videos; fp16, bf16 or fp32.
         gt_segments: `(G, 2)` start, end of all videos' ground truths, in the unit of the anchors.
-        gt_offsets: `(B + 1,)` int64; rows `gt_offsets[b]:gt_offsets[b + 1]` belong to video b, those behind the last
-            to none.
+        gt_offsets: `(B + 1,)` int64; rows `gt_offsets[b]:gt_offsets[b + 1]` belong to video b, those before the
+            first and behind the last to none.
 
     Returns:
         index: `(B, A)` int64, the row of `gt_segments` with the highest temporal IoU (ties: the lowest row);

@@ -32,6 +32,15 @@ def test_rows_behind_those_of_the_last_video_change_nothing(ops, anchors, truths
         assert torch.equal(actual, expected)
 
 
+@given(anchors=strategies.anchors(), truths=strategies.ground_truths(), force=st.booleans())
+def test_rows_before_those_of_the_first_video_change_nothing(ops, anchors, truths, force):
+    segments, labels, offsets = truths
+    more = torch.cat([torch.tensor([[0.0, 1.0], [0.25, 0.5]]), segments]), torch.cat([torch.tensor([3, -7]), labels])
+    actual = ops.assign(anchors, *more, offsets + 2, 0.5, 0.3, force)
+    for left, right in zip(actual, ops.assign(anchors, *truths, 0.5, 0.3, force), strict=True):
+        assert torch.equal(left, right)
+
+
 def assign_one(ops, anchor, segment, **settings):
     return ops.assign(
         torch.tensor([anchor]), torch.tensor([segment]), torch.tensor([7]), torch.tensor([0, 1]), **settings

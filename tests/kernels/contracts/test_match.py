@@ -21,6 +21,15 @@ def test_rows_behind_those_of_the_last_video_change_nothing(ops, anchors, truths
         assert torch.equal(actual, expected)
 
 
+@given(anchors=strategies.anchors(), truths=strategies.ground_truths())
+def test_rows_before_those_of_the_first_video_only_shift_the_index(ops, anchors, truths):
+    segments, _, offsets = truths
+    index, tiou = ops.match(anchors, torch.cat([torch.tensor([[0.0, 1.0]]), segments]), offsets + 1)
+    expected_index, expected_tiou = ops.match(anchors, segments, offsets)
+    assert torch.equal(index, torch.where(expected_index >= 0, expected_index + 1, -1))
+    assert torch.equal(tiou, expected_tiou)
+
+
 def test_ties_go_to_the_lowest_ground_truth(ops):
     anchors = torch.tensor([[0.5, 0.2]])
     segments = torch.tensor([[0.9, 1.0], [0.4, 0.6], [0.4, 0.6]])
