@@ -199,7 +199,7 @@ def gradients_per_scale(
 
 
 def classification_loss(features: list[Tensor], weights: list[Tensor], biases: list[Tensor], labels: Tensor) -> Tensor:
-    """Mean softmax cross-entropy of the cells that have a label (eq. 4 per cell); differentiable but in the labels.
+    """Mean softmax cross-entropy of the cells that have a label (eq. 4 per cell); once differentiable, not in labels.
 
     Args:
         features, weights, biases: as in `classify`; maps that are not channels-last are copied.

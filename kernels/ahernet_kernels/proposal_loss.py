@@ -224,7 +224,7 @@ def _proposal_loss_backward(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     _, _, gradient, divisor = output
     ctx.save_for_backward(gradient, divisor)
-    ctx.mark_non_differentiable(gradient, divisor)
+    ctx.mark_non_differentiable(divisor)  # not the gradients: by their graph a second derivative is refused
     ctx.set_materialize_grads(False)  # or backward would fill a buffer of zeros for them
     offsets, overlaps = inputs[:2]
     ctx.shapes = [scale.shape for scale in (*offsets, *overlaps)]
@@ -253,7 +253,7 @@ def proposal_loss(
     centre_scale: float = 1.0,
     width_scale: float = 1.0,
 ) -> ProposalLoss:
-    """Compare offsets and overlaps with what `assign` makes of the anchors; differentiable in both.
+    """Compare offsets and overlaps with what `assign` makes of the anchors; once differentiable in both.
 
     centre = m_c + centre_scale * m_w * dc, width = m_w * exp(width_scale * dw) (eq. 5); smooth-L1 has beta 1; the
     overlap is sigmoid(overlaps). Offsets of anchors that are not foreground may be anything: they have gradient 0.

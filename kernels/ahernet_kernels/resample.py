@@ -244,7 +244,7 @@ _resample.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def resample(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bring ragged sequences to one length; differentiable in `features`.
+    """Bring ragged sequences to one length; once differentiable in `features`.
 
     Args:
         features: `(R, D)` rows of all videos; fp16, bf16 or fp32.

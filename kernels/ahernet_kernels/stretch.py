@@ -187,7 +187,7 @@ _stretch.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def stretch(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
-    """Join three pieces, each brought to a number of steps of its own; differentiable in the pieces.
+    """Join three pieces, each brought to a number of steps of its own; once differentiable in the pieces.
 
     Args:
         before: `(B, R_0, D)`, at least one row; fp16, bf16 or fp32, and on a CPU fp64.

@@ -118,6 +118,19 @@ def test_backward_of_a_kept_proposal_loss_may_run_again_and_for_one_loss_alone()
     assert_same(torch.autograd.grad(losses.offset, leaves), first)
 
 
+@pytest.mark.parametrize("name", ["classification_loss", "proposal_loss"])
+def test_a_second_derivative_of_a_loss_is_refused_and_not_left_out(name):
+    arguments, leaves = list(SAMPLES[name].arguments), []
+    for place, argument in enumerate(arguments):
+        if all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tree_leaves(argument)):
+            arguments[place] = tree_map(lambda x: x.clone().requires_grad_(), argument)
+            leaves += tree_leaves(arguments[place])
+    for result in tree_leaves(SAMPLES[name].function(*arguments)):
+        gradients = torch.autograd.grad(result, leaves, create_graph=True, allow_unused=True)
+        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+            sum(x.square().sum() for x in gradients if x is not None).backward()
+
+
 def test_opcheck_accepts_the_gradients_of_classification_loss():
     *per_scale, labels, order, ends = op_arguments("classification_loss")
     leaves = [[x.clone().requires_grad_() for x in tensors] for tensors in per_scale]
