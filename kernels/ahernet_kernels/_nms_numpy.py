@@ -23,6 +23,7 @@ Booleans = npt.NDArray[np.bool_]
 FIRST_WAVE = 128
 WAVE_GROWTH = 4
 CHUNK_PAIRS = 1 << 16  # pairs tested at a time: their columns stay in the cache, and in memory held already
+FAR = np.float32(1 + 8e-6)  # covers the rounding of a reach that is far longer than the segment
 NOT_A_CANDIDATE = np.iinfo(np.int64).max
 
 
@@ -202,12 +203,14 @@ def _suppressed_by(kept: Candidates, rest: Candidates, threshold: np.float32) ->
     suppressed = np.zeros(len(rest), np.bool_)
     if not len(kept) or not len(rest):
         return suppressed
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         key, by_start = _sorted(_key(kept.group, kept.start))
         kept = kept.take(by_start)
-        # At a low threshold the longest of the earlier ones is the tighter bound.
-        behind = _reach(rest, (1 - threshold) / max(threshold, np.float32(1e-30)))
-        behind = np.minimum(behind, _reach(rest, np.float32(0)) + np.maximum(kept.end - kept.start, 0).max())
+        # At a low threshold the longest of the earlier ones is the tighter bound. Both may be many lengths, whose own
+        # rounding is more than the margin. At threshold 0 the first is NaN for what has no length.
+        behind = _reach(rest, (1 - threshold) / threshold)
+        behind = np.fmin(behind, _reach(rest, np.float32(0)) + np.maximum(kept.end - kept.start, 0).max())
+        behind *= FAR
         first = np.searchsorted(key, _key(rest.group, rest.start - behind), side="left")
         last = np.searchsorted(key, _key(rest.group, rest.start + _reach(rest, 1 - threshold)), side="right")
         for rows, others in _pairs(first, last):

@@ -37,7 +37,11 @@ def nearest_and_furthest(key, end, TIOU_THRESHOLD: tl.constexpr):
     start = start_of(key)
     length = tl.maximum(end - start, 0.0)
     margin = MARGIN * (tl.abs(start) + tl.abs(end) + 1.0)
-    before = start - (length * ((1.0 - TIOU_THRESHOLD) / max(TIOU_THRESHOLD, 1e-30)) + margin)
+    # That may be many lengths, whose own rounding is more than the margin.
+    before_share: tl.constexpr = (
+        (1.0 + MARGIN) * (1.0 - TIOU_THRESHOLD) / TIOU_THRESHOLD if TIOU_THRESHOLD > 1e-38 else float("inf")
+    )
+    before = start - (length * before_share + margin)
     after = start + (length * (1.0 - TIOU_THRESHOLD) + margin)
     before = tl.where(before == before, before, float("-inf"))  # infinity times 0, or minus infinity
     after = tl.where(after == after, after, float("inf"))

@@ -6,7 +6,7 @@ import kernel_references as reference
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 FORMS = ["nms", "nms_large", "nms_by_rank"]
@@ -180,6 +180,44 @@ def test_an_overlap_within_the_rounding_of_a_length_counts(ops, form):
     assert start + (end - start) == 0
     segments = torch.tensor([[[start.item(), end.item()], [1e-5, 1.0]]])
     assert getattr(ops, form)(segments, torch.tensor([[2.0, 1.0]]), None, 0.0, 2)[1].item() == 1
+
+
+def farthest_start(threshold, end):
+    """The lowest start of a segment to `end` that is over the threshold with [0, end], about end / threshold away."""
+    end, threshold = np.float32(end), np.float32(threshold)
+    start = (end - end / threshold) * np.float32(1 + 4e-6)
+    while not end > threshold * (end - start + end - end):
+        start = np.nextafter(start, np.float32(0))
+    return start.item()
+
+
+def assert_suppressed_from_afar(ops, form, threshold, start, end, longer):
+    """[start, end] suppresses [0, end], though empty segments before and between them fill tiles and waves."""
+    before = [[4 * start, 2 * start if longer else 4 * start], *[[2 * start] * 2] * 30]
+    between = [[-end * part / 64] * 2 for part in range(1, 33)]
+    segments = torch.tensor([[[start, end], *before, *between, [0.0, end]]])
+    scores = torch.arange(65, 0, -1).float()[None]
+    assert getattr(ops, form)(segments, scores, None, threshold, 65)[0].tolist() == [[*range(64), -1]]
+
+
+@pytest.mark.usefixtures("small_cpu_blocks")
+@pytest.mark.parametrize("form", FORMS)
+@example(threshold=0.001098203589208424, end=0.4838097393512726, longer=False)
+@example(threshold=0.0010045344772632145, end=4.697935104370117, longer=True)
+@given(
+    threshold=st.floats(-7, -0.5).map(lambda exponent: 10**exponent),
+    end=st.floats(0.125, 1000, width=32),
+    longer=st.booleans(),
+)
+def test_at_a_low_threshold_what_starts_many_lengths_before_suppresses(ops, form, threshold, end, longer):
+    assert_suppressed_from_afar(ops, form, threshold, farthest_start(threshold, end), end, longer)
+
+
+@pytest.mark.usefixtures("small_cpu_blocks")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("threshold", [0.0, 1e-40, 1e-36])
+def test_at_no_threshold_to_speak_of_any_distance_is_in_reach(ops, form, threshold):
+    assert_suppressed_from_afar(ops, form, threshold, -8e37, 4096.0, True)
 
 
 @pytest.mark.usefixtures("small_cpu_blocks")
