@@ -6,7 +6,8 @@ neighbours is undecided. Edges come from a search in sorted starts: temporal IoU
 starts by 1 - t times the length of the earlier one and (1 - t) / t times that of the later.
 
 Candidates enter in waves of descending rank, each larger than the last: what survives a wave first suppresses the
-rest. That bounds the pairs where one segment suppresses many, and lets a call that wants few outputs stop early.
+rest. That bounds the pairs where one segment suppresses many, and lets a call that wants few outputs stop early. A
+wave with more pairs than a first one could have, for its size, is replaced by a smaller one.
 """
 
 from collections.abc import Iterator
@@ -43,6 +44,21 @@ class Candidates:
         return Candidates(self.start.take(rows), self.end.take(rows), self.group.take(rows))
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Candidates in the order of their starts, and who is in reach of whom: of `near[i]` those up to `last[i]`."""
+
+    ordered: Candidates
+    by_start: Integers
+    near: Integers
+    last: Integers
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs are in reach of each other."""
+        return int((self.last - self.near - 1).sum())
+
+
 def nms_numpy(
     segments: Floats,
     scores: Floats,
@@ -68,12 +84,16 @@ def nms_numpy(
     kept = np.zeros(0, np.int64)
     undecided = np.arange(len(candidates))
     # Where few overlaps are allowed a small first wave suppresses most of the rest, whatever is asked for.
-    limit = FIRST_WAVE if threshold < 0.7 else max(FIRST_WAVE, max_output + max_output // 4)
+    decided, limit = 0, FIRST_WAVE if threshold < 0.7 else max(FIRST_WAVE, max_output + max_output // 4)
     while len(undecided):
         in_wave = rank[undecided] < limit
-        wave, undecided = undecided[in_wave], undecided[~in_wave]
-        in_order = candidates if len(wave) == len(candidates) else candidates.take(wave)
-        survivors = wave[_greedy(in_order, threshold)]
+        wave = undecided[in_wave]
+        neighbours = _neighbours(candidates if len(wave) == len(candidates) else candidates.take(wave), threshold)
+        if neighbours.pairs > FIRST_WAVE * len(wave):
+            limit = decided + max(FIRST_WAVE, (limit - decided) // WAVE_GROWTH)
+            continue
+        undecided = undecided[~in_wave]
+        survivors = wave[_greedy(neighbours, threshold)]
         kept = np.concatenate([kept, survivors])
         if not len(undecided):
             break
@@ -81,7 +101,7 @@ def nms_numpy(
         undecided = undecided[~enough[problem[undecided]]]
         hit = _suppressed_by(candidates.take(survivors), candidates.take(undecided), threshold)
         undecided = undecided[~hit]
-        limit *= WAVE_GROWTH
+        decided, limit = limit, limit * WAVE_GROWTH
 
     kept.sort(kind="stable")  # a few runs in order: one from each wave
     owner = problem.take(kept)
@@ -152,7 +172,8 @@ def _over_threshold(
     intersection, union = intersection_and_union_numpy(
         a.start.take(rows_a), a.end.take(rows_a), b.start.take(rows_b), b.end.take(rows_b)
     )
-    return intersection > threshold * union
+    with np.errstate(invalid="ignore"):
+        return intersection > threshold * union
 
 
 def _pairs(first: Integers, last: Integers) -> Iterator[tuple[Integers, Integers]]:
@@ -168,21 +189,26 @@ def _pairs(first: Integers, last: Integers) -> Iterator[tuple[Integers, Integers
         row = stop
 
 
-def _greedy(candidates: Candidates, threshold: np.float32) -> Booleans:
-    """Which candidates exact greedy NMS keeps."""
+def _neighbours(candidates: Candidates, threshold: np.float32) -> Neighbours:
+    """Who is in reach of whom."""
     with np.errstate(over="ignore", invalid="ignore"):
         key, by_start = _sorted(_key(candidates.group, candidates.start))
         ordered = candidates.take(by_start)
         furthest = _key(ordered.group, ordered.start + _reach(ordered, 1 - threshold))
         near = np.flatnonzero(key[1:] <= furthest[:-1])  # those with anyone in reach: often few
-        last = np.searchsorted(key, furthest.take(near), side="right")
-        edges = []
-        for rows, b in _pairs(near + 1, last):
-            a = near.take(rows)
-            over = np.flatnonzero(_over_threshold(ordered, a, ordered, b, threshold))
-            edges.append((by_start.take(a.take(over)), by_start.take(b.take(over))))
+        return Neighbours(ordered, by_start, near, np.searchsorted(key, furthest.take(near), side="right"))
+
+
+def _greedy(neighbours: Neighbours, threshold: np.float32) -> Booleans:
+    """Which candidates exact greedy NMS keeps."""
+    ordered, by_start = neighbours.ordered, neighbours.by_start
+    edges = []
+    for rows, b in _pairs(neighbours.near + 1, neighbours.last):
+        a = neighbours.near.take(rows)
+        over = np.flatnonzero(_over_threshold(ordered, a, ordered, b, threshold))
+        edges.append((by_start.take(a.take(over)), by_start.take(b.take(over))))
     ends = np.concatenate(edges, axis=1) if edges else np.zeros((2, 0), np.int64)
-    return ~_dropped(np.minimum(ends[0], ends[1]), np.maximum(ends[0], ends[1]), len(candidates))
+    return ~_dropped(np.minimum(ends[0], ends[1]), np.maximum(ends[0], ends[1]), len(ordered))
 
 
 def _dropped(winner: Integers, loser: Integers, size: int) -> Booleans:

@@ -236,6 +236,27 @@ def test_nms_does_not_depend_on_how_candidates_are_grouped(ops, seed, size, thre
     assert_identical(ops.nms(*arguments), reference.nms(*arguments))
 
 
+@pytest.mark.parametrize("apart", [0, 1500])
+def test_many_duplicates_are_not_compared_with_each_other(ops, monkeypatch, apart):
+    """They follow on so many others that do not overlap, so that a wave of many is under way."""
+    if ops.name != "cpu":
+        pytest.skip("waves are of the CPU form")
+    module = sys.modules["ahernet_kernels._nms_numpy"]
+    compared, pairs = [], module._pairs
+
+    def counted(first, last):
+        compared.append(np.maximum(last - first, 0).sum())
+        return pairs(first, last)
+
+    monkeypatch.setattr(module, "_pairs", counted)
+    start = torch.arange(4000.0).clamp(max=apart) * 2
+    segments, scores = torch.stack([start, start + 1], dim=-1)[None], torch.arange(4000, 0, -1).float()[None]
+    index, count = ops.nms(segments, scores, None, 0.9, 4000)
+    assert count.item() == apart + 1
+    assert index[0, : apart + 1].tolist() == list(range(apart + 1))
+    assert sum(compared) < 2 * module.FIRST_WAVE * 4000
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.4, 0.6, 0.85])
 @pytest.mark.parametrize("place", [1, 40])
