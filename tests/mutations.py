@@ -728,7 +728,8 @@ MUTANTS = [
         ("first = np.maximum(2 * step * rows - steps, 0)", "first = np.maximum(2 * step * rows + steps, 0)"),
         ("- steps) // (2 * steps) + 1, rows - 1)", "- steps) // (2 * steps), rows - 1)"),
         ("- steps) // (2 * steps) + 1, rows - 1)", "- steps) // (2 * steps) + 1, rows - 2)"),
-        ("row + first_row[bin_of]", "row"),
+        ("(row + first_row[bin_of])", "row"),
+        ("weighs = weights != 0", "weighs = weights >= 0"),
         ("* (steps / rows)", ""),
     ),
     *mutants_of(

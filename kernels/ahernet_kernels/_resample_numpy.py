@@ -88,7 +88,10 @@ def _band(
     bin_of = np.repeat(np.arange(len(step)), counts)
     row = np.arange(starts[-1]) - (starts[:-1] - first)[bin_of]
     weights = _bin_weight_numpy(step[bin_of], row, rows[bin_of], steps[bin_of])
-    return Band(starts, row + first_row[bin_of], weights)
+    # The row at an edge of a step weighs nothing, and NaN or infinity times nothing would be NaN.
+    weighs = weights != 0
+    starts = np.concatenate([[0], np.cumsum(weighs)])[starts]
+    return Band(starts, (row + first_row[bin_of])[weighs], weights[weighs])
 
 
 def _bin_weight_numpy(

@@ -72,6 +72,43 @@ def test_neighbouring_videos_do_not_leak(ops):
     torch.testing.assert_close(output[1], torch.ones(6, 1))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_only_touches_a_step_is_not_in_it(ops, value):
+    """The first of two steps over three rows ends where the influence of the third begins."""
+    output = ops.resample(torch.tensor([[1.0], [2.0], [value]]), torch.tensor([0, 3]), 2)
+    assert output[0, 0].item() == pytest.approx(4 / 3)
+    assert not output[0, 1].isfinite()
+    gradient = ops.resample_backward(torch.tensor([[[1.0], [value]]]), torch.tensor([0, 3]), 3)
+    assert gradient.isfinite().tolist() == [[True], [False], [False]]
+
+
+def weight_of(step, row, rows, steps):
+    """Share of a row in a step, in fp64, also of the rows that have none."""
+    left, right = step * rows / steps - row - 0.5, (step + 1) * rows / steps - row - 0.5
+    is_first, is_last = row == 0, row == rows - 1
+    a, b = left if is_first else max(left, -1), min(right, 0)
+    rising = max(b - a, 0) * (1 if is_first else 1 + (a + b) / 2)
+    a, b = max(left, 0), right if is_last else min(right, 1)
+    falling = max(b - a, 0) * (1 if is_last else 1 - (a + b) / 2)
+    return (rising + falling) * (steps / rows)
+
+
+@given(rows=st.integers(1, 40), steps=st.sampled_from([1, 2, 3, 7, 16]))
+def test_leaving_out_what_weighs_nothing_changes_no_bit(ops, rows, steps):
+    if ops.name != "cpu":
+        pytest.skip("a kernel adds up in another order")
+
+    def product(matrix, dense):
+        bags = torch.arange(matrix.shape[1]).expand(matrix.shape)
+        return torch.nn.functional.embedding_bag(bags, dense, mode="sum", per_sample_weights=matrix)
+
+    matrix = torch.tensor([[weight_of(step, row, rows, steps) for row in range(rows)] for step in range(steps)])
+    features, gradient = features_of([0, rows], 5), features_of([0, steps], 5, seed=1)
+    offsets = torch.tensor([0, rows])
+    assert torch.equal(ops.resample(features, offsets, steps)[0], product(matrix, features))
+    assert torch.equal(ops.resample_backward(gradient[None], offsets, rows), product(matrix.T.contiguous(), gradient))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_fp32(ops, dtype):
     offsets = torch.tensor([0, 9, 30])

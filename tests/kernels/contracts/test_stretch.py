@@ -89,6 +89,17 @@ def test_a_piece_that_no_step_shows_does_not_matter(ops, broken):
     assert not ops.stretch_backward(torch.ones(2, 12, 3), lengths, 2, 5, torch.float32).any()
 
 
+def test_a_row_that_only_touches_a_step_is_not_in_it(ops):
+    """The first of two steps over three rows ends where the influence of the third begins."""
+    middle = torch.tensor([[[1.0], [2.0], [torch.nan]]])
+    output = ops.stretch(torch.ones(1, 1, 1), middle, torch.ones(1, 1, 1), torch.tensor([[0, 2, 0]]), 2)
+    assert output[0, 0].item() == pytest.approx(4 / 3)
+    gradient = ops.stretch_backward(
+        torch.tensor([[[1.0], [torch.nan]]]), torch.tensor([[0, 2, 0]]), 1, 3, torch.float32
+    )
+    assert gradient.isfinite().tolist() == [[[True], [False], [False]]]
+
+
 def test_no_video_sees_another(ops):
     lengths = torch.tensor([[2, 10, 0], [0, 12, 0], [9, 1, 2]])
     pieces = pieces_of(3, (5, 10, 5))
