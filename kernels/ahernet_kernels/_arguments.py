@@ -1,5 +1,7 @@
 """Checks of the tensors that a caller hands in: every error names the argument and what was expected."""
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,6 +50,20 @@ def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:
     check_tensor(name, offsets, INTEGERS, ("B + 1",), {}, device)
     if offsets.shape[0] == 0:
         raise ValueError(f"{name}: expected B + 1 >= 1 entries, got none")
+
+
+def check_offset_values(name: str, offsets: npt.NDArray[np.int64], rows: int) -> None:
+    """Check on a CPU that offsets are of rows that there are, and do not fall."""
+    if (np.diff(offsets) < 0).any() or offsets[0] < 0 or offsets[-1] > rows:
+        raise ValueError(f"{name}: expected numbers from 0 to {rows} that do not fall")
+
+
+def check_count(name: str, value: int) -> None:
+    """Check that a number of what there is to be is whole and at least 1."""
+    if not isinstance(value, (int, torch.SymInt, np.integer)):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected a number >= 1, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:

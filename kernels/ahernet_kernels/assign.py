@@ -234,7 +234,7 @@ def assign(
         gt_segments: `(G, 2)` start, end of all videos' ground truths, in the unit of the anchors.
         gt_labels: `(G,)` int64, labels >= 0.
         gt_offsets: `(B + 1,)` int64; rows `gt_offsets[b]:gt_offsets[b + 1]` belong to video b, those before the
-            first and behind the last to none.
+            first and behind the last to none. The values are checked on a CPU alone.
         foreground_threshold: in [0, 1].
         background_threshold: in [0, 1].
         force_match: also make the best anchor of each ground truth (ties: the lowest) foreground of that ground

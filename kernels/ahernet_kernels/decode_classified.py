@@ -151,17 +151,17 @@ def decode_classified(
         raise ValueError(f"offsets: expected 1 to {MAX_SCALES} scales, got {len(offsets)}")
     if len(overlaps) != len(offsets):
         raise ValueError(f"overlaps: expected {len(offsets)} scales as in offsets, got {len(overlaps)}")
-    sizes: dict[str, int] = {"cells": sum(x.shape[-1] for x in offsets)}
-    check_tensor("probability", probability, (torch.float32,), ("B", "cells"), sizes)
-    device = probability.device
-    check_tensor("labels", labels, INTEGERS, ("B", "cells"), sizes, device)
-    check_tensor("overlaps[0]", overlaps[0], FLOATS, ("B", "D", "T_0"), sizes, device)
-    dtype = (overlaps[0].dtype,)
+    sizes: dict[str, int] = {}
+    check_tensor("overlaps[0]", overlaps[0], FLOATS, ("B", "D", "T_0"), sizes)
+    device, dtype = overlaps[0].device, (overlaps[0].dtype,)
     for j in range(len(offsets)):
         check_tensor(f"overlaps[{j}]", overlaps[j], dtype, ("B", "D", f"T_{j}"), sizes, device)
         check_tensor(f"offsets[{j}]", offsets[j], dtype, ("B", 2 * sizes["D"], f"T_{j}"), sizes, device)
     if sizes["D"] == 0:
         raise ValueError("overlaps: expected at least one anchor a cell")
+    sizes["cells"] = sum(x.shape[2] for x in offsets)
+    check_tensor("probability", probability, (torch.float32,), ("B", "cells"), sizes, device)
+    check_tensor("labels", labels, INTEGERS, ("B", "cells"), sizes, device)
     check_tensor("anchors", anchors, FLOATS, (sizes["D"] * sizes["cells"], 2), {}, device)
     return _decode_classified(
         constant(probability).contiguous(),

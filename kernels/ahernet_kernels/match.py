@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._arguments import FLOATS, check_offsets, check_tensor
+from ahernet_kernels._arguments import FLOATS, check_offset_values, check_offsets, check_tensor
 from ahernet_kernels._tiou import (
     Floats,
     finite_segments_numpy,
@@ -84,6 +84,7 @@ def match_numpy(
     anchors: Floats, gt_segments: Floats, gt_offsets: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """`match` on a CPU."""
+    check_offset_values("gt_offsets", gt_offsets, len(gt_segments))
     start, end = anchors_as_segments_numpy(anchors)
     gt_start, gt_end = finite_segments_numpy(gt_segments)
     index = np.full((len(gt_offsets) - 1, len(anchors)), -1, np.int64)
@@ -140,7 +141,7 @@ def match(anchors: Tensor, gt_segments: Tensor, gt_offsets: Tensor) -> tuple[Ten
         anchors: `(A, 2)` centre, width, shared by all videos; fp16, bf16 or fp32.
         gt_segments: `(G, 2)` start, end of all videos' ground truths, in the unit of the anchors.
         gt_offsets: `(B + 1,)` int64; rows `gt_offsets[b]:gt_offsets[b + 1]` belong to video b, those before the
-            first and behind the last to none.
+            first and behind the last to none. The values are checked on a CPU alone.
 
     Returns:
         index: `(B, A)` int64, the row of `gt_segments` with the highest temporal IoU (ties: the lowest row);

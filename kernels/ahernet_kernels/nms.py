@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_fraction, check_tensor
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_count, check_fraction, check_tensor
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._nms_numpy import nms_numpy
 from ahernet_kernels._rank import NOT_A_CANDIDATE, ordered_bits, position_of, rank_key
@@ -268,7 +268,6 @@ def check_candidates(
     check_tensor("segments", segments, FLOATS, ("B", "N", 2), sizes, scores.device)
     if labels is not None:
         check_tensor("labels", labels, INTEGERS, ("B", "N"), sizes, scores.device)
-    if max_output < 1:
-        raise ValueError(f"max_output: expected a number >= 1, got {max_output}")
+    check_count("max_output", max_output)
     if min_score != min_score:
         raise ValueError("min_score: expected a number, got NaN")

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._arguments import FLOATS, check_offsets, check_tensor
+from ahernet_kernels._arguments import FLOATS, check_count, check_offset_values, check_offsets, check_tensor
 from ahernet_kernels._resample_numpy import resample_band
 from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
@@ -187,6 +187,7 @@ def resample_backward_launch(kernel: Any, gradient: Tensor, offsets: Tensor, row
 
 @custom_op("ahernet_kernels::resample_cpu", mutates_args=(), device_types="cpu")
 def _resample_cpu(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    check_offset_values("offsets", offsets.numpy(), features.shape[0])
     band = resample_band(offsets.numpy(), steps)
     return band.multiply(features.float()).view(offsets.shape[0] - 1, steps, features.shape[1]).to(dtype)
 
@@ -250,7 +251,7 @@ def resample(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype =
         features: `(R, D)` rows of all videos; fp16, bf16 or fp32.
         offsets: `(B + 1,)` int64 with `offsets[0] = 0` and `offsets[B] <= R`; rows `offsets[b]:offsets[b + 1]`
             belong to video b, rows from `offsets[B]` on to none. A video of one row repeats it; one without rows
-            gives zeros.
+            gives zeros. The values are checked on a CPU alone.
         steps: T >= 1, the number of output steps.
         dtype: of the output, fp16, bf16 or fp32; means are taken in fp32 whatever it is.
 
@@ -283,7 +284,6 @@ def resample_checked(
 def _check(features: Tensor, offsets: Tensor, steps: int, dtype: torch.dtype) -> None:
     check_tensor("features", features, FLOATS, ("R", "D"), {})
     check_offsets("offsets", offsets, features.device)
-    if steps < 1:
-        raise ValueError(f"steps: expected a number >= 1, got {steps}")
+    check_count("steps", steps)
     if dtype not in FLOATS:
         raise TypeError(f"dtype: expected float16 or bfloat16 or float32, got {str(dtype).removeprefix('torch.')}")

@@ -22,6 +22,7 @@ from ahernet_kernels.nms import check_candidates
 
 Method = Literal["linear", "gaussian"]
 
+SMALLEST_SIGMA = torch.finfo(torch.float32).tiny  # of smaller ones fp32 has no inverse
 DEFAULTS = {"BLOCK": 256, "num_warps": 8}  # one candidate a thread: few registers, and no spills on any target
 
 
@@ -221,7 +222,7 @@ def soft_nms(
         labels: `(B, N)` int64 within the range of int32: candidates of different labels do not decay each other.
             None: all compete.
         method: "linear" or "gaussian".
-        parameter: the threshold in [0, 1] of linear, sigma > 0 of gaussian.
+        parameter: the threshold in [0, 1] of linear, sigma >= 2**-126 of gaussian.
         max_output: how many a video keeps at most, >= 1.
         min_score: only scores above it are candidates.
 
@@ -238,8 +239,8 @@ def soft_nms(
         raise ValueError(f"method: expected linear or gaussian, got {method!r}")
     if method == "linear":
         check_fraction("parameter", parameter)
-    elif not 0.0 < parameter < math.inf:
-        raise ValueError(f"parameter: expected a sigma > 0, got {parameter}")
+    elif not SMALLEST_SIGMA <= parameter < math.inf:
+        raise ValueError(f"parameter: expected a sigma >= {SMALLEST_SIGMA}, got {parameter}")
     return _soft_nms(
         segments.detach().contiguous(),
         scores.detach().contiguous(),

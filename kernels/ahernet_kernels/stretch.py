@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_count, check_tensor
 from ahernet_kernels._resample_numpy import stretch_backward_band, stretch_band
 from ahernet_kernels._tuning import launch_settings
 from ahernet_kernels.resample import bin_weight, hat_over_bin
@@ -204,12 +204,12 @@ def stretch(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, step
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
     sizes: dict[str, int] = {}
+    check_tensor("before", before, (*FLOATS, torch.float64), ("B", "rows of before", "D"), sizes)
     dtypes = (*FLOATS, torch.float64) if before.device.type == "cpu" else FLOATS
     for name, piece in (("before", before), ("middle", middle), ("after", after)):
         check_tensor(name, piece, dtypes, ("B", f"rows of {name}", "D"), sizes, before.device)
         if piece.shape[1] == 0:
             raise ValueError(f"{name}: expected at least one row a video")
     check_tensor("lengths", lengths, INTEGERS, ("B", 3), sizes, before.device)
-    if steps < 1:
-        raise ValueError(f"steps: expected a number >= 1, got {steps}")
+    check_count("steps", steps)
     return _stretch(before.contiguous(), middle.contiguous(), after.contiguous(), lengths.contiguous(), steps)

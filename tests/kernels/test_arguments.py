@@ -31,6 +31,21 @@ LABELS = torch.zeros(3, dtype=torch.int64)
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "cubic", 0.5, 3), ValueError, "method: expected linear"),
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "gaussian", 0.0, 3), ValueError, "parameter: expected a"),
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "linear", 2.0, 3), ValueError, "parameter: expected a"),
+        (lambda: kernels.match(ANCHORS, TRUTHS, OFFSETS + 1), ValueError, "gt_offsets: expected numbers from 0 to 3"),
+        (lambda: kernels.match(ANCHORS, TRUTHS, OFFSETS.flip(0)), ValueError, "gt_offsets: expected numbers from 0"),
+        (lambda: kernels.assign(ANCHORS, TRUTHS, LABELS, OFFSETS - 1), ValueError, "gt_offsets: expected numbers"),
+        (lambda: kernels.resample(ANCHORS, OFFSETS + 2, 2), ValueError, "offsets: expected numbers from 0 to 4"),
+        (lambda: kernels.resample_checked(ANCHORS, OFFSETS.flip(0), 2), ValueError, "offsets: expected numbers"),
+        (lambda: kernels.nms(SEGMENTS, SCORES, None, 0.5, 1.5), TypeError, "max_output: expected a whole number"),
+        (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "linear", 0.5, None), TypeError, "max_output: expected a"),
+        (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "gaussian", 1e-50, 3), ValueError, "parameter: expected a"),
+        (lambda: kernels.resample(ANCHORS, OFFSETS, 2.5), TypeError, "steps: expected a whole number, got 2.5"),
+        (lambda: kernels.stretch(*[SEGMENTS] * 3, OFFSETS.expand(2, 3), 4.0), TypeError, "steps: expected a whole"),
+        (lambda: kernels.stretch([1], *[SEGMENTS] * 2, LABELS, 4), TypeError, "before: expected a tensor, got list"),
+        (lambda: kernels.stretch(SEGMENTS, [1], SEGMENTS, LABELS, 4), TypeError, "middle: expected a tensor, got list"),
+        (lambda: decode_classified(offsets=[1] * 4), TypeError, r"offsets\[0\]: expected a tensor, got int"),
+        (lambda: decode_classified(overlaps=[1] * 4), TypeError, r"overlaps\[0\]: expected a tensor, got int"),
+        (lambda: decode_classified(probability=SCORES), ValueError, r"probability: .* \(2, 15\), got \(2, 3\)"),
         (lambda: kernels.resample(ANCHORS, OFFSETS, 0), ValueError, "steps: expected a number >= 1"),
         (lambda: kernels.stretch(*[SEGMENTS] * 3, LABELS, 4), ValueError, r"lengths: expected shape \(B, 3\)"),
         (lambda: kernels.stretch(*[SEGMENTS] * 2, SCORES, OFFSETS, 4), ValueError, "after: expected shape"),
@@ -57,6 +72,12 @@ def test_the_error_names_the_argument(call, error, message):
 def decode(**changes):
     arguments = dict(zip(("logits", "offsets", "overlaps", "anchors"), SAMPLES["decode"].arguments, strict=False))
     return kernels.decode(**{**arguments, **changes})
+
+
+def decode_classified(**changes):
+    names = ("probability", "labels", "offsets", "overlaps", "anchors")
+    arguments = dict(zip(names, SAMPLES["decode_classified"].arguments, strict=False))
+    return kernels.decode_classified(**{**arguments, **changes})
 
 
 def proposal_loss(**changes):
