@@ -229,7 +229,7 @@ def nms(
     -inf scores, scores not above `min_score` and non-finite segments are never kept and never suppress.
 
     On a GPU up to 1,024 candidates a video are one launch; more take a fixed number of launches of many programs,
-    whose work grows with how many candidates are within reach of each.
+    whose work grows with how many candidates are within reach of each, and are possible for up to 65,535 videos.
 
     Args:
         segments: `(B, N, 2)` start, end in any unit; fp16, bf16 or fp32.

@@ -33,6 +33,7 @@ DEFAULTS = {
     "num_warps": 1,
 }
 FINISHER_NEAR, FINISHER_WARPS = 32, 8
+MOST_VIDEOS = 65_535  # as many as the second axis of a grid has room for; tiles of a video need the first one
 
 
 @triton.jit
@@ -143,8 +144,14 @@ def nms_large_launch(
     max_output: int,
     min_score: float,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernels, two sorts and a running sum; shapes as in `nms`, any number of candidates below 2^31."""
+    """Launch the kernels, two sorts and a running sum; shapes as in `nms`, any number of candidates below 2^31.
+
+    Raises:
+        ValueError: there are more than `MOST_VIDEOS` videos.
+    """
     videos, candidates = scores.shape
+    if videos > MOST_VIDEOS:
+        raise ValueError(f"scores: expected at most {MOST_VIDEOS} videos of so many candidates, got {videos}")
     outputs = min(max_output, candidates)
     new = partial(torch.empty, device=scores.device)
     index, count = new((videos, outputs), dtype=torch.int64), new((videos,), dtype=torch.int64)

@@ -25,8 +25,9 @@ DEFAULTS = {"BLOCK_N": 16, "BLOCK_M": 128, "num_warps": 4}
 @triton.jit
 def pairwise_tiou_kernel(a_ptr, b_ptr, tiou_ptr, n, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     """One tile of the matrix."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    column = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tiles = tl.cdiv(n, BLOCK_N)  # of rows; one axis has both, for no other one has room for any number
+    row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     start_a, end_a = load_segment(a_ptr, row, row < n)
     start_b, end_b = load_segment(b_ptr, column, column < m)
     intersection, union = intersection_and_union(start_a[:, None], end_a[:, None], start_b[None, :], end_b[None, :])
@@ -40,7 +41,7 @@ def pairwise_tiou_launch(kernel: Any, a: Tensor, b: Tensor) -> Tensor:
     tiou = torch.empty((n, m), dtype=torch.float32, device=a.device)
     if n > 0 and m > 0:
         settings = launch_settings("pairwise_tiou", DEFAULTS)
-        grid = (triton.cdiv(n, settings["BLOCK_N"]), triton.cdiv(m, settings["BLOCK_M"]))
+        grid = (triton.cdiv(n, settings["BLOCK_N"]) * triton.cdiv(m, settings["BLOCK_M"]),)
         kernel[grid](a, b, tiou, n, m, **settings)
     return tiou
 

@@ -56,9 +56,10 @@ def resample_kernel(
     The first and the last row stand once more beyond the ends, which makes the signal constant there without a case
     of its own. A bin's edges are measured from the row before it, so they are as exact hours into a video.
     """
-    video = tl.program_id(1).to(tl.int64)
-    step = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    tiles = tl.cdiv(STEPS, BLOCK_T)  # of a video; one axis has both, for no other one has room for any number of videos
+    video = (tl.program_id(0) // tiles).to(tl.int64)
+    step = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin = tl.load(offsets_ptr + video)
     rows = (tl.load(offsets_ptr + video + 1) - begin).to(tl.int32)
     features_ptr += begin * dimension
@@ -156,7 +157,7 @@ def _launch(
     if videos > 0 and dimension > 0:
         settings = launch_settings("resample", DEFAULTS)
         settings["BLOCK_D"] = min(settings["BLOCK_D"], triton.next_power_of_2(dimension))
-        grid = (triton.cdiv(steps, settings["BLOCK_T"]), videos, triton.cdiv(dimension, settings["BLOCK_D"]))
+        grid = (triton.cdiv(steps, settings["BLOCK_T"]) * videos, triton.cdiv(dimension, settings["BLOCK_D"]))
         checked = finite is not None
         kernel[grid](
             features,

@@ -53,9 +53,10 @@ def stretch_kernel(
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of output steps and channels of one video."""
-    video = tl.program_id(1).to(tl.int64)
-    step = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    tiles = tl.cdiv(steps, BLOCK_T)  # of a video; one axis has both, for no other one has room for any number of videos
+    video = (tl.program_id(0) // tiles).to(tl.int64)
+    step = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     before = tl.load(lengths_ptr + video * 3).to(tl.int32)
     middle = tl.load(lengths_ptr + video * 3 + 1).to(tl.int32)
     after = tl.load(lengths_ptr + video * 3 + 2).to(tl.int32)
@@ -103,7 +104,7 @@ def stretch_launch(kernel: Any, before: Tensor, middle: Tensor, after: Tensor, l
     if output.numel() > 0:
         settings = launch_settings("stretch", DEFAULTS)
         settings["BLOCK_D"] = min(settings["BLOCK_D"], triton.next_power_of_2(dimension))
-        grid = (triton.cdiv(steps, settings["BLOCK_T"]), videos, triton.cdiv(dimension, settings["BLOCK_D"]))
+        grid = (triton.cdiv(steps, settings["BLOCK_T"]) * videos, triton.cdiv(dimension, settings["BLOCK_D"]))
         rows = (piece.shape[1] for piece in (before, middle, after))
         kernel[grid](before, middle, after, lengths, output, *rows, steps, dimension, **settings)
     return output
