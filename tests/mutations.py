@@ -227,7 +227,7 @@ MUTANTS = [
         ("tiled = [sum(cells)] if channels_last else cells", "tiled = [sum(cells)]"),
         ("lengths = [*cells, *[0] * absent]", "lengths = [*[0] * absent, *cells]"),
         ("anchor < last * RATIOS", "anchor < last * RATIOS - 1"),
-        ("channels_last = all(", "channels_last = not all("),
+        ("channels_last = is_channels_last(", "channels_last = not is_channels_last("),
     ),
     *mutants_of(
         "decode", True, "_anchors.py",
@@ -540,7 +540,7 @@ MUTANTS = [
         ("anchor < all_cells * RATIOS", "anchor < all_cells * RATIOS - 1"),
         ("RATIOS=ratios, CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale",
          "RATIOS=ratios, CENTRE_SCALE=width_scale, WIDTH_SCALE=centre_scale"),
-        ("CHANNELS_LAST=all(x.stride(1)", "CHANNELS_LAST=not all(x.stride(1)"),
+        ("CHANNELS_LAST=is_channels_last(", "CHANNELS_LAST=not is_channels_last("),
         ("triton.cdiv(count, settings[\"BLOCK_ANCHORS\"])", "max(1, count // settings[\"BLOCK_ANCHORS\"])"),
         ("lengths = [*(x.shape[2] for x in offsets), *[0] * absent]",
          "lengths = [*[0] * absent, *(x.shape[2] for x in offsets)]"),

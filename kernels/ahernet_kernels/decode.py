@@ -23,7 +23,7 @@ from ahernet_kernels._anchors import (
     scale_of_cell,
     tile_of_cells,
 )
-from ahernet_kernels._arguments import FLOATS, check_tensor, constant, in_one_layout
+from ahernet_kernels._arguments import FLOATS, check_tensor, constant, in_one_layout, is_channels_last
 from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
 
@@ -178,7 +178,7 @@ def decode_launch(
     cell_labels = torch.empty((videos, sum(cells)), dtype=torch.int32, device=anchors.device)
     absent = MAX_SCALES - len(cells)
     lengths = [*cells, *[0] * absent]
-    channels_last = all(tensor.stride(1) == 1 for tensor in offsets)
+    channels_last = is_channels_last(offsets)
     names = ("decode", DEFAULTS) if channels_last else ("decode_channels_first", DEFAULTS_CHANNELS_FIRST)
     settings = launch_settings(*names)
     tiled = [sum(cells)] if channels_last else cells

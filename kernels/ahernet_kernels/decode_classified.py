@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._anchors import MAX_SCALES, decode_anchors, decode_anchors_torch
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, constant, in_one_layout
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, constant, in_one_layout, is_channels_last
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_ANCHORS": 128, "num_warps": 4}
@@ -65,7 +65,7 @@ def decode_classified_launch(
         T0=lengths[0], T1=lengths[1], T2=lengths[2], T3=lengths[3],
         T4=lengths[4], T5=lengths[5], T6=lengths[6], T7=lengths[7],
         RATIOS=ratios, CENTRE_SCALE=centre_scale, WIDTH_SCALE=width_scale,
-        CHANNELS_LAST=all(x.stride(1) == 1 for x in offsets), **settings,
+        CHANNELS_LAST=is_channels_last(offsets), **settings,
     )  # fmt: skip
     return segments, scores, anchor_labels
 

@@ -142,3 +142,13 @@ def test_channels_may_be_last_in_memory(ops, classes, dtype):
     last = [[x.transpose(1, 2).contiguous().transpose(1, 2) for x in per_scale] for per_scale in outputs]
     for actual, wanted in zip(ops.decode(*last, anchors), expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_an_empty_scale_may_be_a_slice_in_another_layout(ops):
+    *outputs, anchors = network_outputs(2, 5, (4, 0, 3))
+    expected = ops.decode(*outputs, anchors)
+    last = [[x.transpose(1, 2).contiguous().transpose(1, 2) for x in per_scale] for per_scale in outputs]
+    for per_scale in last:
+        per_scale[1] = torch.zeros(2, per_scale[0].shape[1], 6)[:, :, :0]
+    for actual, wanted in zip(ops.decode(*last, anchors), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)

@@ -90,3 +90,13 @@ def test_nothing_to_decode_gives_nothing(ops, videos, cells):
     segments, scores, labels = ops.decode_classified(*inputs(videos, cells))
     assert scores.shape == labels.shape == (videos, 3 * sum(cells))
     assert segments.shape == (*scores.shape, 2)
+
+
+def test_an_empty_scale_may_be_a_slice_in_another_layout(ops):
+    probability, labels, *outputs, anchors = inputs(2, (4, 0, 3))
+    expected = ops.decode_classified(probability, labels, *outputs, anchors)
+    last = [channels_last(per_scale) for per_scale in outputs]
+    for per_scale in last:
+        per_scale[1] = torch.zeros(2, per_scale[0].shape[1], 6)[:, :, :0]
+    for actual, wanted in zip(ops.decode_classified(probability, labels, *last, anchors), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
