@@ -5,6 +5,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ahernet_kernels._anchors import MAX_SCALES
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INTEGERS = (torch.int64,)
 
@@ -43,6 +45,16 @@ def check_tensor(
         raise ValueError(f"{name}: expected shape ({names}) = ({known}), got {tuple(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name}: expected on {device}, got {tensor.device}")
+
+
+def check_scales(**per_scale: list[Tensor]) -> None:
+    """Check that there are 1 to `MAX_SCALES` scales, and as many in all lists as in the first one."""
+    (first, tensors), *others = per_scale.items()
+    if not 1 <= len(tensors) <= MAX_SCALES:
+        raise ValueError(f"{first}: expected 1 to {MAX_SCALES} scales, got {len(tensors)}")
+    for name, scales in others:
+        if len(scales) != len(tensors):
+            raise ValueError(f"{name}: expected {len(tensors)} scales as in {first}, got {len(scales)}")
 
 
 def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ahernet_kernels._anchors import MAX_SCALES, of_scale
-from ahernet_kernels._arguments import FLOATS, check_tensor
+from ahernet_kernels._arguments import FLOATS, check_scales, check_tensor
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -38,11 +38,7 @@ def scales_in(order: list[int], features: list[Tensor], weights: list[Tensor], b
 
 def check_classifier(features: list[Tensor], weights: list[Tensor], biases: list[Tensor]) -> None:
     """Check what `classify` and `classification_loss` take."""
-    if not 1 <= len(features) <= MAX_SCALES:
-        raise ValueError(f"features: expected 1 to {MAX_SCALES} scales, got {len(features)}")
-    for name, per_scale in (("weights", weights), ("biases", biases)):
-        if len(per_scale) != len(features):
-            raise ValueError(f"{name}: expected {len(features)} scales as in features, got {len(per_scale)}")
+    check_scales(features=features, weights=weights, biases=biases)
     sizes: dict[str, int] = {}
     check_tensor("features[0]", features[0], FLOATS, ("B", "d_0", "T_0"), sizes)
     device, dtype = features[0].device, (features[0].dtype,)

@@ -23,7 +23,7 @@ from ahernet_kernels._anchors import (
     scale_of_cell,
     tile_of_cells,
 )
-from ahernet_kernels._arguments import FLOATS, check_tensor, constant, in_one_layout, is_channels_last
+from ahernet_kernels._arguments import FLOATS, check_scales, check_tensor, constant, in_one_layout, is_channels_last
 from ahernet_kernels._tiou import FLOAT_MAX
 from ahernet_kernels._tuning import launch_settings
 
@@ -272,8 +272,7 @@ def decode(
             share one of fp16, bf16 and fp32. In memory all may have their channels last.
         offsets: per scale `(B, 2 * D, T_j)`, channels dc, dw of ratio 0, then of ratio 1, and so on.
         overlaps: per scale `(B, D, T_j)`, before the sigmoid.
-        anchors: `(A, 2)` centre, width as fractions of the video, ordered by scale, cell, ratio;
-            A = D * sum of T_j.
+        anchors: `(A, 2)` centre, width as fractions of the video, by scale, cell, ratio; A = D * sum of T_j.
         centre_scale: alpha1 of eq. 5.
         width_scale: alpha2 of eq. 5.
 
@@ -285,11 +284,7 @@ def decode(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
-    if not 1 <= len(logits) <= MAX_SCALES:
-        raise ValueError(f"logits: expected 1 to {MAX_SCALES} scales, got {len(logits)}")
-    for name, per_scale in (("offsets", offsets), ("overlaps", overlaps)):
-        if len(per_scale) != len(logits):
-            raise ValueError(f"{name}: expected {len(logits)} scales as in logits, got {len(per_scale)}")
+    check_scales(logits=logits, offsets=offsets, overlaps=overlaps)
     sizes: dict[str, int] = {}
     check_tensor("logits[0]", logits[0], FLOATS, ("B", "C", "T_0"), sizes)
     device, dtype = logits[0].device, (logits[0].dtype,)
@@ -300,7 +295,6 @@ def decode(
     ratios = sizes["D"]
     if sizes["C"] == 0 or ratios == 0:
         raise ValueError("logits, overlaps: expected at least one class and one anchor a cell")
-    cells = sum(tensor.shape[2] for tensor in logits)
-    check_tensor("anchors", anchors, FLOATS, (ratios * cells, 2), {}, device)
+    check_tensor("anchors", anchors, FLOATS, (ratios * sum(scale.shape[2] for scale in logits), 2), {}, device)
     outputs = in_one_layout(logits, offsets, overlaps)
     return _decode(*outputs, constant(anchors).contiguous(), centre_scale, width_scale)

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from ahernet_kernels._anchors import MAX_SCALES, decode_anchors, decode_anchors_torch
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, constant, in_one_layout, is_channels_last
+from ahernet_kernels._arguments import (
+    FLOATS,
+    INTEGERS,
+    check_scales,
+    check_tensor,
+    constant,
+    in_one_layout,
+    is_channels_last,
+)
 from ahernet_kernels._tuning import launch_settings
 
 DEFAULTS = {"BLOCK_ANCHORS": 128, "num_warps": 4}
@@ -147,10 +155,7 @@ def decode_classified(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
-    if not 1 <= len(offsets) <= MAX_SCALES:
-        raise ValueError(f"offsets: expected 1 to {MAX_SCALES} scales, got {len(offsets)}")
-    if len(overlaps) != len(offsets):
-        raise ValueError(f"overlaps: expected {len(offsets)} scales as in offsets, got {len(overlaps)}")
+    check_scales(offsets=offsets, overlaps=overlaps)
     sizes: dict[str, int] = {}
     check_tensor("overlaps[0]", overlaps[0], FLOATS, ("B", "D", "T_0"), sizes)
     device, dtype = overlaps[0].device, (overlaps[0].dtype,)

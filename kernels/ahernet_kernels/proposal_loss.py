@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from ahernet_kernels._anchors import MAX_SCALES, first_value, of_scale, tile_of_cells
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_tensor, is_channels_last
+from ahernet_kernels._arguments import FLOATS, INTEGERS, check_scales, check_tensor, is_channels_last
 from ahernet_kernels._packed import unpacked
 from ahernet_kernels._proposal_loss_cpu import proposal_loss_backward_cpu, proposal_loss_cpu
 from ahernet_kernels._tuning import launch_settings
@@ -264,8 +264,7 @@ def proposal_loss(
             scales; these and `overlaps` share one of fp16, bf16 and fp32, and are read where they are if all are
             contiguous or all are channels-last (`(B, T_j, channels)` in memory), else copied.
         overlaps: per scale `(B, D, T_j)`, before the sigmoid.
-        anchors: `(A, 2)` centre, width in the unit of the targets, ordered by scale, cell, ratio;
-            A = D * sum of T_j.
+        anchors: `(A, 2)` centre, width in the unit of the targets, by scale, cell, ratio; A = D * sum of T_j.
         kind: `(B, A)` int64, FOREGROUND where offsets are to be learnt.
         targets: `(B, A, 2)` fp32 start, end of what a foreground anchor should become.
         tiou: `(B, A)` fp32, what the overlap should be.
@@ -275,10 +274,7 @@ def proposal_loss(
     Raises:
         TypeError, ValueError: an argument has another dtype, shape, device or range; the message names it.
     """
-    if not 1 <= len(offsets) <= MAX_SCALES:
-        raise ValueError(f"offsets: expected 1 to {MAX_SCALES} scales, got {len(offsets)}")
-    if len(overlaps) != len(offsets):
-        raise ValueError(f"overlaps: expected {len(offsets)} scales as in offsets, got {len(overlaps)}")
+    check_scales(offsets=offsets, overlaps=overlaps)
     sizes: dict[str, int] = {}
     check_tensor("overlaps[0]", overlaps[0], FLOATS, ("B", "D", "T_0"), sizes)
     device, dtype = overlaps[0].device, (overlaps[0].dtype,)
