@@ -234,7 +234,8 @@ def test_only_the_first_process_of_torchrun_logs(tmp_path, monkeypatch):
 
 
 def test_bars_and_messages_go_through_one_place_each():
-    """Nothing is shown that the log would not have: but for errors, of which `log_to` and workers' parents know."""
+    """Nothing is shown that the log would not have: but for errors, of which `log_to` and workers' parents
+    know, and an interrupt before there is a log."""
     sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "ahernet").rglob("*.py")}
     bars = [path.name for path, text in sources.items() if re.search(r"(import|from) tqdm", text)]
     assert bars == ["progress.py"]
@@ -244,7 +245,7 @@ def test_bars_and_messages_go_through_one_place_each():
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call) and ast.unparse(node).startswith("print(") and "sys.stderr" in ast.unparse(node)
     }
-    assert prints == {"event_log.py", "cli.py", "shards.py"}
+    assert prints == {"event_log.py", "__main__.py", "cli.py", "shards.py"}
 
 
 def test_a_child_that_dies_while_it_draws_a_bar_does_not_stop_its_parent():

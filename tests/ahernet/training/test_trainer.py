@@ -83,7 +83,7 @@ def test_a_run_stopped_again_and_again_goes_on_bit_for_bit(world, tmp_path, fini
     ],
 )
 def test_resuming_with_another_method_or_other_moments_is_refused(world, finished, changes, options):
-    with pytest.raises(UserError, match=r"the run to resume (has|was trained on)"):
+    with pytest.raises(UserError, match=r"the run to resume (has|learnt from)"):
         train_in(world, finished, small_config("aher", **PHASES | changes), resume=True, **options)
 
 
