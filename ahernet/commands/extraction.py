@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ahernet.commands.command import Command, add_device, add_log
 from ahernet.errors import UserError
 from ahernet.event_log import say_result, warn
-from ahernet.files import check_output_file, make_folder
+from ahernet.files import make_folder
 
 CPU_BATCH, GPU_BATCH = 8, 64
 PART_VIDEOS = 500
@@ -83,11 +83,11 @@ def _run_extract(parsed: Namespace) -> None:
     for name in ("clip_stride", "batch_size", "workers", "part_videos", "actors"):
         if parsed[name] is not None and parsed[name] < 1:
             raise UserError(f"extract: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
+
+    from ahernet.data.archive_writer import check_archive_name, check_description
+
     if not into_folder:
-        check_output_file(parsed.out)
-
-    from ahernet.data.archive_writer import check_description
-
+        check_archive_name(parsed.out)
     check_description(math.nan, parsed.clip_stride or 0, "")
 
     from ahernet.extraction.video_files import find_videos

@@ -28,6 +28,7 @@ import numpy as np
 from ahernet.data.archive_writer import (
     ArchiveTables,
     Precision,
+    check_archive_name,
     check_video_id,
     prepare_features,
     write_archive,
@@ -35,7 +36,6 @@ from ahernet.data.archive_writer import (
 from ahernet.errors import UserError
 from ahernet.files import (
     BusyFolder,
-    check_output_file,
     claim_folder,
     flush_to_disk,
     make_folder,
@@ -274,7 +274,7 @@ def open_journal(
     Raises:
         UserError: another process is at work there, the folder was begun with other settings, or cannot be written.
     """
-    check_output_file(out)
+    check_archive_name(out)
     folder = partial_folder(out)
     make_folder(folder)
     with ExitStack() as until_done:

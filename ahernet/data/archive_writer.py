@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 
 from ahernet.data.archive import FORMAT, VERSION
+from ahernet.data.archive_set import is_set
 from ahernet.errors import UserError
-from ahernet.files import replace_when_complete
+from ahernet.files import check_output_file, replace_when_complete
 
 ALIGNMENT = 4096
 COPY_BYTES = 1 << 24
@@ -72,8 +73,7 @@ class ArchiveWriter:
         self._checksums: list[int] = []
 
     def __enter__(self) -> Self:
-        if self.path.is_dir():
-            raise UserError(f"{self.path}: is a folder, expected a file name to write")
+        check_archive_name(self.path)
         try:
             self._spill = tempfile.TemporaryFile(dir=self.path.parent)
         except OSError as error:
@@ -210,6 +210,17 @@ def _create_tables(temporary: Path, path: Path, tables: ArchiveTables) -> int:
             return _allocate_features(file, int(offsets[-1]), tables.dimension, np.dtype(tables.dtype))
     except (OSError, RuntimeError) as error:  # HDF5 raises both, over several lines, on a full disk
         raise UserError(f"{path}: cannot write ({' '.join(str(error).split())})") from error
+
+
+def check_archive_name(path: Path) -> None:
+    """Refuse what an archive cannot be written to; good to ask before long work.
+
+    Raises:
+        UserError: as `check_output_file`, or every reader would take the file for a set of archives.
+    """
+    check_output_file(path)
+    if is_set(path):
+        raise UserError(f"{path}: is a name of a set of archives, expected that of one archive, such as archive.h5")
 
 
 def check_video_id(video_id: str) -> None:

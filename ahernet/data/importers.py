@@ -13,7 +13,13 @@ from typing import Literal
 
 from ahernet.data.annotations import match_video_ids, read_annotations
 from ahernet.data.archive_journal import ArchiveJournal, open_journal
-from ahernet.data.archive_writer import Precision, check_description, check_video_id, prepare_features
+from ahernet.data.archive_writer import (
+    Precision,
+    check_archive_name,
+    check_description,
+    check_video_id,
+    prepare_features,
+)
 from ahernet.data.array_files import SUFFIXES, read_array_file
 from ahernet.data.array_folders import open_folder
 from ahernet.data.foreign_hdf5 import open_foreign_hdf5
@@ -21,7 +27,7 @@ from ahernet.data.foreign_videos import ForeignFeatures, ForeignSource, ForeignV
 from ahernet.data.id_map import read_id_map
 from ahernet.data.printable import printable
 from ahernet.errors import UserError
-from ahernet.files import check_output_file, make_folder
+from ahernet.files import make_folder
 from ahernet.progress import ProgressBar
 
 SHOWN_SKIPPED = 10
@@ -191,7 +197,7 @@ def import_features(
         raise ValueError(f"on_error: expected 'stop' or 'skip', got {on_error!r}")
     if prefix and id_map is not None:
         raise UserError("prefix: the map of names gives whole ids, expected one of the two")
-    check_output_file(out)
+    check_archive_name(out)
     check_description(frame_rate, clip_stride, origin)
     bad = _BadVideos(stop=on_error == "stop")
     names = None if id_map is None else read_id_map(Path(id_map))

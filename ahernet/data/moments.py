@@ -14,7 +14,7 @@ import numpy as np
 
 from ahernet.data.annotations import Annotations, VideoAnnotations, match_video_ids
 from ahernet.data.archive import FeatureArchive
-from ahernet.data.archive_writer import ArchiveWriter
+from ahernet.data.archive_writer import ArchiveWriter, check_archive_name
 from ahernet.data.moment_labels import encode_labels
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, replace_when_complete
@@ -158,8 +158,9 @@ def cut_moments(
 
 
 def _check_outputs(archive: FeatureArchive, annotations: Annotations, out: Path, labels: Path) -> None:
+    check_archive_name(out)
+    check_output_file(labels)
     for path in (out, labels):
-        check_output_file(path)
         if path.resolve() in (archive.path.resolve(), Path(annotations.source).resolve()):
             raise UserError(f"{path}: is what the moments are cut from, expected another file name to write")
     if out.resolve() == labels.resolve():

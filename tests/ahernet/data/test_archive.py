@@ -412,6 +412,12 @@ def test_a_missing_or_wrong_target_is_said_before_any_work(tmp_path):
         ArchiveWriter(tmp_path, dimension=4).__enter__()
 
 
+def test_an_archive_is_not_given_a_name_that_readers_take_for_a_set(tmp_path):
+    with pytest.raises(UserError, match="name of a set of archives"):
+        ArchiveWriter(tmp_path / "a.JSON", dimension=4).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -300,6 +300,9 @@ def test_an_archive_does_not_replace_what_it_is_made_of(tmp_path):
     assert source.read_bytes() == before
     with pytest.raises(UserError, match="is a folder, pipe or device"):
         import_features(source, tmp_path, progress=False)
+    with pytest.raises(UserError, match="name of a set of archives"):
+        import_features(source, tmp_path / "out.json", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.h5", "link.h5"]
 
 
 def test_a_wrong_policy_is_refused(folder):

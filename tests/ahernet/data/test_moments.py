@@ -381,6 +381,8 @@ def test_outputs_may_not_be_inputs_nor_the_same_file(archive, tmp_path):
         cut_moments(archive, truth, other, other, progress=False)
     with pytest.raises(UserError, match="is a folder"):
         cut_moments(archive, truth, other, tmp_path, progress=False)
+    with pytest.raises(UserError, match="name of a set of archives"):
+        cut_moments(archive, truth, tmp_path / "moments.json", other, progress=False)
     for missing in ((other, tmp_path / "x" / "l.csv"), (tmp_path / "x" / "m.h5", other)):
         with pytest.raises(UserError, match="cannot write there"):
             cut_moments(archive, truth, *missing, progress=False)
