@@ -24,6 +24,7 @@ UntrimmedUse = Literal["none", "proposals", "transfer", "supervised"]
 MomentUse = Literal["none", "classified", "localized"]
 Context = Literal["none", "background", "pretrained", "adversarial"]
 Shares = Literal["range", "untrimmed", "durations"]
+Arrangement = Literal["untrimmed", "random"]
 ClassCells = Literal["foreground", "all"]
 OverlapAnchors = Literal["all", "hard"]
 Suppression = Literal["hard", "linear", "gaussian"]
@@ -161,8 +162,10 @@ class MethodConfig(_Section):
         shares: share of a synthetic video that its moment fills: log-uniform in a "range"; as the ground truths of
             "untrimmed" videos fill theirs; or by "durations": as the moment would fill an untrimmed video,
             in seconds, or in feature rows where a moment's seconds are unknown.
-        neighbours: how many moments may follow the one that a synthetic video is made of: as many as ground truths
-            follow one in an untrimmed video, at their distances, as far as there is room.
+        neighbours: how many moments may follow the one that a synthetic video is made of, as far as there is room.
+        arrangement: how many of them do: as many as ground truths follow one in an "untrimmed" video, at their
+            distances; or a "random" number, at distances each of which some two ground truths have that follow one
+            another.
         real_residual: to generated context is added what the generators miss of the real context of a foreground
             segment.
         adversarial_backbone: L_adD trains the backbone together with the discriminators (the paper), or, if false,
@@ -183,6 +186,7 @@ class MethodConfig(_Section):
     adversarial_backbone: bool = True
     shares: Shares = "range"
     neighbours: int = _setting(0, minimum=0, maximum=15)
+    arrangement: Arrangement = "untrimmed"
     minimum_share: float = _setting(0.7, above=0, maximum=1)
     maximum_share: float = _setting(0.95, above=0, maximum=1)
 

@@ -147,6 +147,16 @@ class TrainingSet:
         known = (after < len(order)) & (self.owners[segments] == self.owners[chosen, None])
         return np.where(known, segments, -1)
 
+    @cached_property
+    def distances(self) -> NDArray[np.float64]:
+        """Seconds from each ground truth to the next one of its video, of those that do not overlap."""
+        order, _ = self._by_start
+        owner = self.owners[order]
+        start, end = self.segments[order].astype(np.float64).T * self.durations[owner]
+        distances = start[1:] - end[:-1]
+        found: NDArray[np.float64] = distances[(owner[1:] == owner[:-1]) & (distances >= 0)]
+        return found
+
     def fingerprint(self) -> str:
         """Return a hash of the videos, their lengths and ground truth, and the stored checksums of their features."""
         digest = hashlib.sha256()

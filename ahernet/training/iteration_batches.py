@@ -155,8 +155,12 @@ def draw_placement(config: Config, untrimmed: TrainingSet, moments: MomentLength
     random = np.random.default_rng([config.training.seed, iteration, PLACEMENT_STREAM])
     draws: NDArray[np.float64] = random.random((2 + count, videos))
     chosen = np.floor(draws[0] * len(untrimmed.segments)).astype(np.int64)
-    models = np.concatenate([chosen[:, None], untrimmed.following(chosen, count - 1)], axis=1)
+    if method.arrangement == "untrimmed":
+        others, distance = _as_in_untrimmed(untrimmed, chosen, count - 1)
+    else:
+        others, distance = _at_random(untrimmed, chosen, random.random((count, videos, 2)))
     if method.shares == "untrimmed":
+        models = np.concatenate([chosen[:, None], others], axis=1)
         share = untrimmed.segments[models, 1] - untrimmed.segments[models, 0]
     elif method.shares == "durations":
         owners = untrimmed.owners[chosen, None]
@@ -166,13 +170,41 @@ def draw_placement(config: Config, untrimmed: TrainingSet, moments: MomentLength
         low, high = math.log(method.minimum_share), math.log(method.maximum_share)
         share = np.exp(low + (high - low) * draws[2:].T)
     length = np.clip(np.rint(steps * share), 1, steps).astype(np.int64)
-    distance = untrimmed.segments[models[:, 1:], 0] - untrimmed.segments[models[:, :-1], 1]
     gap = np.rint(steps * np.maximum(distance, 0)).astype(np.int64)
     fits = length[:, :1] + np.cumsum(gap + length[:, 1:], axis=1) <= steps
     # The first that cannot follow ends the row.
-    follows = np.logical_and.accumulate((models[:, 1:] >= 0) & (distance >= 0) & fits, axis=1)
+    follows = np.logical_and.accumulate((distance >= 0) & fits, axis=1)
     length[:, 1:] *= follows
     gap *= follows
     first = np.floor(draws[1] * (steps - length.sum(axis=1) - gap.sum(axis=1) + 1)).astype(np.int64)
     starts = first[:, None] + np.cumsum(np.pad(length[:, :-1] + gap, ((0, 0), (1, 0))), axis=1)
     return Placement(torch.from_numpy(starts), torch.from_numpy(length))
+
+
+def _as_in_untrimmed(
+    untrimmed: TrainingSet, chosen: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the ground truths (B, count) that follow the chosen ones in their videos, and how far each is behind the
+    one before it, as a share of the video; negative where it overlaps that one or there is none."""
+    others = untrimmed.following(chosen, count)
+    before = np.concatenate([chosen[:, None], others], axis=1)[:, :count]
+    distance = untrimmed.segments[others, 0] - untrimmed.segments[before, 1]
+    return others, np.where(others >= 0, distance, -1.0)
+
+
+def _at_random(
+    untrimmed: TrainingSet, chosen: NDArray[np.int64], draws: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return any ground truths (B, count) and their distances, as `_as_in_untrimmed`, in videos as long as the chosen
+    ones' are; how many there are is random, and the distances of the others are negative.
+
+    Draws (1 + count, B, 2) are of [0, 1).
+    """
+    others = np.floor(draws[1:, :, 0].T * len(untrimmed.segments)).astype(np.int64)
+    seconds = untrimmed.distances
+    if not len(seconds):
+        return others, np.full(others.shape, -1.0)
+    distance = seconds[np.floor(draws[1:, :, 1].T * len(seconds)).astype(np.int64)]
+    wanted = np.floor(draws[0, :, 0] * len(draws)).astype(np.int64)
+    present = np.arange(others.shape[1]) < wanted[:, None]
+    return others, np.where(present, distance / untrimmed.durations[untrimmed.owners[chosen, None]], -1.0)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -309,9 +310,10 @@ def test_shares_of_a_range_do_not_depend_on_the_ground_truth_that_a_video_is_mod
         assert (short[gap == one].mean(axis=0) < 0.65).all()
 
 
-def _in_rows(world, shares="untrimmed", iterations=100, neighbours=1):
+def _in_rows(world, shares="untrimmed", iterations=100, neighbours=1, arrangement="untrimmed"):
     """First steps and lengths of the moments of videos with neighbours, and the untrimmed videos."""
-    config, _ = _config("aher", method={"shares": shares, "neighbours": neighbours}, model={"steps": 512})
+    method = {"shares": shares, "neighbours": neighbours, "arrangement": arrangement}
+    config, _ = _config("aher", method=method, model={"steps": 512})
     videos = data_of(world, config).untrimmed
     rows = np.array([[2, 3, 1, 2], [9, 1, 2, 3]])[:, : 1 + neighbours]
     drawn = [draw_placement(config, videos, _rows(rows), k) for k in range(iterations)]
@@ -320,8 +322,9 @@ def _in_rows(world, shares="untrimmed", iterations=100, neighbours=1):
 
 @pytest.mark.parametrize("neighbours", [1, 3])
 @pytest.mark.parametrize("shares", ["range", "untrimmed", "durations"])
-def test_neighbours_follow_one_another_inside_their_video(world, shares, neighbours):
-    first, length, _ = _in_rows(world, shares, neighbours=neighbours)
+@pytest.mark.parametrize("arrangement", ["untrimmed", "random"])
+def test_neighbours_follow_one_another_inside_their_video(world, shares, neighbours, arrangement):
+    first, length, _ = _in_rows(world, shares, neighbours=neighbours, arrangement=arrangement)
     assert (length[:, 0] >= 1).all()
     assert (length >= 0).all()
     assert (first[:, 0] >= 0).all()
@@ -329,8 +332,9 @@ def test_neighbours_follow_one_another_inside_their_video(world, shares, neighbo
     assert (first[:, -1] + length[:, -1] <= 512).all()
 
 
-def test_a_row_of_neighbours_has_no_gap(world):
-    first, length, _ = _in_rows(world, neighbours=3)
+@pytest.mark.parametrize("arrangement", ["untrimmed", "random"])
+def test_a_row_of_neighbours_has_no_gap(world, arrangement):
+    first, length, _ = _in_rows(world, neighbours=3, arrangement=arrangement)
     shown = length > 0
     assert (shown[:, :-1] >= shown[:, 1:]).all()  # what follows nothing is nothing
     np.testing.assert_array_equal(first[:, 1:][~shown[:, 1:]], (first + length)[:, :-1][~shown[:, 1:]])
@@ -347,6 +351,40 @@ def test_as_many_neighbours_follow_as_ground_truths_do_in_untrimmed_videos(world
     found = (length > 0).sum(axis=1)
     assert set(found) == set(expected)
     assert found.mean() == pytest.approx(np.mean(expected), abs=0.1)
+
+
+def test_random_rows_are_as_long_as_any_other_and_at_distances_of_ground_truths(world):
+    first, length, videos = _in_rows(world, "durations", iterations=600, neighbours=3, arrangement="random")
+    shown = length > 0
+    assert np.bincount(shown.sum(axis=1), minlength=5)[1:] / len(shown) == pytest.approx([0.25] * 4, abs=0.05)
+    # Any distance in seconds, in a video as long as any other.
+    seconds = videos.segments * videos.durations[videos.owners, None]
+    distances = [
+        start - end
+        for video in range(len(videos))
+        for (_, end), (start, _) in itertools.pairwise(sorted(seconds[videos.owners == video].tolist()))
+        if start >= end
+    ]
+    np.testing.assert_allclose(np.sort(videos.distances), np.sort(distances), rtol=1e-5)
+    expected = {round(512 * distance / duration) for distance in distances for duration in videos.durations}
+    gap = (first[:, 1:] - first[:, :-1] - length[:, :-1])[shown[:, 1:]]
+    assert all(min(abs(one - other) for other in expected) <= 1 for one in set(gap.tolist()))
+    assert len(set(gap.tolist())) > len(expected) / 3
+
+
+def test_nothing_follows_at_random_where_no_video_shows_two_ground_truths(world):
+    method = {"neighbours": 2, "arrangement": "random", "shares": "untrimmed"}
+    config, _ = _config("aher", method=method)
+    videos = data_of(world, config).untrimmed
+    alone = replace(
+        videos,
+        segments=videos.segments[videos.offsets[:-1]],
+        labels=videos.labels[videos.offsets[:-1]],
+        offsets=np.arange(len(videos) + 1),
+    )
+    _, length = draw_placement(config, alone, _rows(np.ones((64, 3), np.int64)), 0)
+    assert (length[:, 0] > 0).all()
+    assert not length[:, 1:].any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
