@@ -428,9 +428,10 @@ _TUNED = Config(
         # 0.70 to 0.95 never shows a short action in context. At the pace of real videos nothing is left to choose, and
         # nothing that is seen in training goes at another speed than what is to be found.
         shares="durations",
-        # Alone in its video, a moment never teaches where one action ends and the next begins. More than one neighbour
-        # brings nothing on HAPT.
-        neighbours=1,
+        # Alone in its video, a moment never teaches where one action ends and the next begins. Videos of novel classes
+        # may show more of them, or fewer, than those of base classes do.
+        neighbours=5,
+        arrangement="random",
         # As the recorded runs have it; beginning from scratch, as the paper does, gives the same.
         pretrain_adversaries=True,
         # A backbone that learns to tell real from synthetic background learns what must not matter.

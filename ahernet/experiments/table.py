@@ -57,6 +57,7 @@ TABLES = tuple(PAPER)
 DEPARTURES: dict[str, tuple[str, ...]] = {
     "shares of 0.70 to 0.95": ("method.shares",),
     "one moment a video": ("method.neighbours",),
+    "moments as in one video": ("method.arrangement",),
     "context not mirrored": ("model.mirrored_context",),
     "generators from scratch": ("method.pretrain_adversaries",),
     "backbone learns L_adD": ("method.adversarial_backbone",),
