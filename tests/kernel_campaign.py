@@ -30,6 +30,7 @@ from ahernet.progress import ProgressBar
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 from kernel_backends import interpreter, registered
+from kernel_campaign_blocks import small_blocks
 from kernel_campaign_cells import CHECKS as CELLS
 from kernel_campaign_checks import Check, Outcome
 from kernel_campaign_draws import INTERPRETED, Draws
@@ -43,7 +44,9 @@ CHECKS = EXACT | CELLS | LOSSES | SEQUENCES
 
 def outcome_of(check: Check, name: str, ops: SimpleNamespace, seed: int, size: int) -> Outcome:
     """One call of an op, the same for the same seed and size."""
-    return check.hold(ops, Draws(np.random.default_rng([seed, zlib.crc32(name.encode())])), size)
+    draws = Draws(np.random.default_rng([seed, zlib.crc32(name.encode())]))
+    with small_blocks(draws):
+        return check.hold(ops, draws, size)
 
 
 def hold(name: str, ops: SimpleNamespace, cases: int, seed: int) -> bool:

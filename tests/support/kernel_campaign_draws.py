@@ -19,6 +19,7 @@ THRESHOLDS = (0.0, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 0.8, 0.9, 1.0)
 SCALES = (1.0, 1.0, 1.0, 1.0, 1e3, 1e-3, 1e-40, 1.5e38)  # of all coordinates of a call: mostly of a video's length
 GRIDS = (4, 8, 10, 20)  # steps of a coordinate of 1: coarse, so that coordinates and temporal IoUs repeat
 LENGTHS = np.array([0.0, 0.1, 0.25, 0.5, 1.0, -0.25], np.float32)
+CLASSES = ([0, 1, 2, -1], [0, 1, 2, -1], [7, 200_000, -300_000, 8], [-(1 << 31), (1 << 31) - 1, 0])
 DTYPES = (torch.float32,) * 6 + (torch.float16, torch.bfloat16)
 
 
@@ -31,6 +32,7 @@ class Draws:
         self.scale = np.float32(random.choice(SCALES))
         self.fine = float(random.choice([0.0, 0.1, 0.5, 1.0]))  # the share of what is on no grid
         self.special = float(random.choice([0.0, 0.02, 0.3]))  # the share of what is special, in videos that have some
+        self.kinds = random.random(len(SPECIAL)) < random.choice([0.1, 0.5, 1.0])  # which special values there are
         self.dtype = DTYPES[random.integers(len(DTYPES))]
 
     def between(self, least: int, most: int) -> int:
@@ -66,6 +68,8 @@ class Draws:
         shape = values.shape
         struck = self.random.random((len(values), *[1] * (values.ndim - 1))) < 0.5
         struck = struck & (self.random.random(shape) < self.special)
+        kinds = self.kinds[: len(special)]
+        special = special[kinds] if kinds.any() else special[:1]
         return np.where(struck, special[self.random.integers(0, len(special), shape)], values)
 
     def segments(self, shape: Shape) -> Floats:
@@ -83,10 +87,11 @@ class Draws:
     def anchors(self, count: int) -> Floats:
         """(count, 2) centre, width."""
         width = np.abs(self.numbers((count,))) * np.float32(self.one_of(0.25, 0.5, 1.0))
+        width = np.where(self.random.random(count) < self.one_of(0.0, 0.1), -width, width)
         rows = np.stack([self.numbers((count,)), width], axis=-1).astype(np.float32)
         if self.chance(0.3):
             rows = np.where(
-                self.random.random((count, 2)) < 0.1, SPECIAL[self.random.integers(0, 13, (count, 2))], rows
+                self.random.random((count, 2)) < 0.1, SPECIAL[self.random.integers(0, len(SPECIAL), (count, 2))], rows
             )
         return rows.astype(np.float32)
 
@@ -99,8 +104,8 @@ class Draws:
         return self.with_special(values.astype(np.float32))
 
     def labels(self, shape: Shape) -> npt.NDArray[np.int64]:
-        """Of candidates: a few classes, or the ends of what int32 holds."""
-        classes = np.array([-(1 << 31), (1 << 31) - 1, 0] if self.chance(0.1) else [0, 1, 2, -1])
+        """Of candidates: a few classes, close to each other, far apart, or at the ends of what int32 holds."""
+        classes = np.array(CLASSES[self.random.integers(len(CLASSES))])
         return classes[self.random.integers(0, self.between(1, len(classes)), shape)]
 
     def offsets(self, videos: int, most: int) -> npt.NDArray[np.int64]:
@@ -109,12 +114,14 @@ class Draws:
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def threshold(self, tious: Floats) -> float:
-        """A usual threshold, any, or exactly a temporal IoU that there is."""
-        chosen = self.between(0, 5)
+        """A usual threshold, any, or a temporal IoU that there is: exactly, or what fp32 rounds to it."""
+        chosen = self.between(0, 7)
         found = tious[(tious > 0) & (tious <= 1)]
         if chosen == 0:
             return float(self.random.random())
-        return float(self.random.choice(found)) if chosen < 3 and len(found) else self.one_of(*THRESHOLDS)
+        if chosen < 4 and len(found):
+            return min(1.0, float(self.random.choice(found)) * self.one_of(1.0, 1 - 2.0**-27, 1 + 2.0**-27))
+        return self.one_of(*THRESHOLDS)
 
     def given(self, values: Floats) -> Tensor:
         """A tensor in the dtype of the call."""

@@ -1,14 +1,12 @@
 """Calls of the ops whose contract is exact: every index, label and temporal IoU must be the one and only."""
 
-import contextlib
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import ahernet_kernels._nms_numpy as nms_numpy
 import kernel_references_batched as batched
 import numpy as np
 import torch
+from kernel_campaign_blocks import small_waves
 from kernel_campaign_checks import Check, Outcome, differs
 from kernel_campaign_draws import Draws
 from soft_nms_replay import wrong_videos
@@ -23,6 +21,8 @@ def _ragged(draws: Draws, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     anchors, most, videos = draws.between(0, 12), draws.between(0, 5), size
     if draws.chance(0.03):
         anchors, most, videos = draws.between(100, 300), draws.between(0, 60), max(1, size // 200)
+    if draws.chance(0.01):
+        anchors, most, videos = draws.between(1, 5), draws.between(250, 600), max(1, size // 200)
     offsets = draws.offsets(videos, most)
     before, behind = (draws.between(0, 2) if draws.chance(0.2) else 0 for _ in range(2))
     rows = before + int(offsets[-1]) + behind  # those before and behind are of no video
@@ -80,13 +80,13 @@ def _candidates(draws: Draws, videos: int, size: int) -> tuple[Tensor, Tensor, T
 
 
 def _hold_nms(ops: SimpleNamespace, draws: Draws, size: int) -> Outcome:
-    if draws.chance(0.01):
-        return _held_nms(ops.nms, draws, max(1, size // 500), draws.between(150, 500))
+    if draws.chance(0.05):
+        return _held_nms(ops.nms, draws, max(1, size // 50), draws.between(150, 600))
     return _held_nms(ops.nms, draws, size, draws.between(0, 40) if draws.chance(0.1) else draws.between(0, 12))
 
 
 def _hold_nms_large(ops: SimpleNamespace, draws: Draws, size: int) -> Outcome:
-    with _small_waves(draws.between(2, 8)):
+    with small_waves(draws):
         return _held_nms(ops.nms_large, draws, size, draws.between(9, 30))
 
 
@@ -100,17 +100,6 @@ def _held_nms(op: Any, draws: Draws, videos: int, size: int) -> Outcome:
         return _given(arguments, case) | _results(("index", "count"), actual, expected, case)
 
     return Outcome(_any_differs(actual, expected), show)
-
-
-@contextlib.contextmanager
-def _small_waves(first: int) -> Iterator[None]:
-    """On a CPU, so few candidates in a first wave, and few pairs at a time, that a dozen already need many."""
-    before = nms_numpy.FIRST_WAVE, nms_numpy.CHUNK_PAIRS
-    nms_numpy.FIRST_WAVE, nms_numpy.CHUNK_PAIRS = first, 1 << 12
-    try:
-        yield
-    finally:
-        nms_numpy.FIRST_WAVE, nms_numpy.CHUNK_PAIRS = before
 
 
 def _hold_soft_nms_linear(ops: SimpleNamespace, draws: Draws, size: int) -> Outcome:
@@ -175,9 +164,9 @@ def _results(
 
 CHECKS = {
     "pairwise_tiou": Check("a segment with all of a second set (0 to 24)", 1000, _hold_pairwise_tiou),
-    "match": Check("a video: 0 to 5 ground truths, 0 to 12 anchors (some: up to 60 and 300)", 1000, _hold_match),
+    "match": Check("a video: 0 to 5 ground truths, 0 to 12 anchors (some: up to 600 and 300)", 1000, _hold_match),
     "assign": Check("a video, as of match, with thresholds and forced matches", 1000, _hold_assign),
-    "nms": Check("a video of 0 to 40 candidates (some: up to 500)", 1000, _hold_nms),
+    "nms": Check("a video of 0 to 40 candidates (some: up to 600)", 1000, _hold_nms),
     "nms_large": Check("a video of 9 to 30 candidates in waves or tiles of a few", 1000, _hold_nms_large),
     "soft_nms_linear": Check("a video of 0 to 12 candidates", 1000, _hold_soft_nms_linear),
     "soft_nms_gaussian": Check("a video of 0 to 12 candidates", 1000, _hold_soft_nms_gaussian),
