@@ -5,10 +5,10 @@
 
 runs on a CPU; with TRITON_INTERPRET=1 in the environment it runs the Triton kernels in their interpreter instead (try
 `--cases 200`). A case is one independent piece of work of an op, such as a video with its candidates; what it is for
-each op is printed with `--list`. A call has some thousand cases: ties, exact thresholds, tiny, huge, negative and
-inverted segments, and what is not a number, which must stay in its own case. Results are compared with references that
-are written anew over arrays of cases, and are held to slow ones in the test-suite: bit for bit where the contract is
-exact, else within a bound on the rounding of fp32.
+each op is printed with `--list`. A call has a thousand cases or two (a dozen in the interpreter): ties, exact
+thresholds, tiny, huge, negative and inverted segments, and what is not a number, which must stay in its own case.
+Results are compared with references that are written anew over arrays of cases, and are held to slow ones in the test-
+suite: bit for bit where the contract is exact, else within a bound on the rounding of fp32.
 
 Call k has the seed S + k, so that one call is done again by `--only OP --seed S+k --cases N` with the N that is
 printed. Prints a line for each op: cases, calls, seconds, cases that differ. Ends with exit code 1 at the first call
