@@ -68,17 +68,11 @@ def intersection_and_union_numpy(
         return intersection, lengths - intersection
 
 
-def tiou_of_numpy(intersection: Floats, union: Floats) -> Floats:
-    """`intersection / union`, 0 where the union is not positive."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
 def unclamped_tiou_numpy(start_a: Floats, end_a: Floats, start_b: Floats, end_b: Floats) -> Floats:
     """Temporal IoU of finite segments that broadcast to a large table, in the fewest passes over it.
 
-    Where it is not positive the result is any number <= 0 or NaN: `np.fmax` with 0 makes it 0. Everything positive
-    is what `tiou_of_numpy` gives. The passes that broadcast are torch's, which does not slow down for them.
+    Where it is not positive the result is any number <= 0 or NaN: `np.fmax` with 0 makes it 0. The passes that
+    broadcast are torch's, which does not slow down for them.
     """
     a_start, a_end, b_start, b_end = (torch.from_numpy(ends) for ends in (start_a, end_a, start_b, end_b))
     tiou = torch.minimum(a_end, b_end)
