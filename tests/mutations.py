@@ -70,7 +70,7 @@ MUTANTS = [
         "tiou", False, "_tiou.py",
         ("np.maximum(intersection - np.maximum(start_a, start_b), 0)",
          "np.asarray(intersection - np.maximum(start_a, start_b))"),
-        ("return intersection, lengths - intersection\n\n\ndef tiou", "return intersection, lengths\n\n\ndef tiou"),
+        ("return intersection, lengths - intersection\n\n\ndef", "return intersection, lengths\n\n\ndef"),
         ("tiou = torch.minimum(a_end, b_end)", "tiou = torch.maximum(a_end, b_end)"),
         ("(a_end - a_start).clamp_(min=0) +", "(a_end - a_start) +"),
         ("+ (b_end - b_start).clamp_(min=0)", "+ (b_end - b_start)"),
