@@ -25,6 +25,7 @@ MomentUse = Literal["none", "classified", "localized"]
 Context = Literal["none", "background", "pretrained", "adversarial"]
 Shares = Literal["range", "untrimmed", "durations"]
 Arrangement = Literal["untrimmed", "random"]
+TaughtBy = Literal["untrimmed", "all"]
 ClassCells = Literal["foreground", "all"]
 OverlapAnchors = Literal["all", "hard"]
 Suppression = Literal["hard", "linear", "gaussian"]
@@ -147,6 +148,8 @@ class MethodConfig(_Section):
     Attributes:
         untrimmed: what annotated videos teach: "none"; "proposals" alone; the weight "transfer" and proposals, with
             the segment-level weights fixed (the paper); or, "supervised", everything that localizes.
+        transfer_taught_by: videos that theta, the weight transfer, learns from where there are "untrimmed" ones: these
+            alone (the paper), or "all", synthetic ones too. W_regv is fixed in both.
         annotated_share: share of the annotated videos that are used, drawn by the seed (figure 6 of the paper).
         moments: what moments teach: "none"; to be "classified" as segments; or to be "localized" in synthetic
             videos as well (the paper).
@@ -176,6 +179,7 @@ class MethodConfig(_Section):
 
     section: ClassVar[str] = "method"
     untrimmed: UntrimmedUse = "supervised"
+    transfer_taught_by: TaughtBy = "untrimmed"
     annotated_share: float = _setting(1.0, above=0, maximum=1)
     moments: MomentUse = "none"
     context: Context = "none"

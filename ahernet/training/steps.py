@@ -49,6 +49,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "generation": ("generators",),
     # Line 6, second half: generators, W_regv and theta fixed, L_adD + L_cls + L_prop of synthetic videos.
     "synthetic": ("backbone", "heads", "discriminators"),
+    # The same for theta as well: method.transfer_taught_by "all".
+    "synthetic_transfer": ("backbone", "transfer", "heads", "discriminators"),
     # AherNetM, which has no untrimmed videos to learn theta from.
     "moments": ("backbone", "transfer", "heads"),
 }
@@ -322,14 +324,16 @@ def _synthetic(
 ) -> dict[str, StepLoss]:
     """Localize moments in their synthetic videos: line 6 of Algorithm 1, or what an ablation keeps of it."""
     sequence, ground_truth = video
-    if untrimmed is not None:
+    teaches_transfer = untrimmed is None or config.method.transfer_taught_by == "all"
+    if not teaches_transfer:
         class_weights = class_weights.detach()
     seen = _see(networks.localizer, config, sequence, class_weights, ground_truth, ranks)
     localization, terms = config.loss.synthetic * seen.losses.total, _named(seen.losses, "synthetic_")
     if untrimmed is None:
         return {"moments": StepLoss(localization, terms)}
+    step = "synthetic_transfer" if teaches_transfer else "synthetic"
     if config.method.context != "adversarial":
-        return {"synthetic": StepLoss(localization, terms)}
+        return {step: StepLoss(localization, terms)}
     deceived = adversarial_loss(networks.discriminators(seen.maps), seen.background, real=True, ranks=ranks)
     generation = config.loss.generation * seen.losses.total + config.loss.generator * deceived
     generation_terms = {"generator": deceived}
@@ -345,9 +349,7 @@ def _synthetic(
     )
     return {
         "generation": StepLoss(generation, generation_terms),
-        "synthetic": StepLoss(
-            localization + config.loss.discriminator * told_apart, {**terms, "discriminator": told_apart}
-        ),
+        step: StepLoss(localization + config.loss.discriminator * told_apart, {**terms, "discriminator": told_apart}),
     }
 
 

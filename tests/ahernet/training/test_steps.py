@@ -45,6 +45,7 @@ TRANSFER = {"transfer": {"backbone", "transfer", "heads"}}  # line 4: W_regv is 
 GENERATION = {"generation": {"generators"}}  # line 6: the 1-D network is fixed
 SYNTHETIC = {"synthetic": {"backbone", "heads", "discriminators"}}  # line 6: the generators are fixed
 WITHOUT_ADVERSARY = {"synthetic": {"backbone", "heads"}}
+TAUGHT_BY_ALL = MappingProxyType({"method": {"transfer_taught_by": "all"}})
 
 
 class Case(NamedTuple):
@@ -75,6 +76,16 @@ CASES = {
     ),
     "aher whose generators see the adversary alone": Case(
         "aher", SEGMENTS | TRANSFER | GENERATION | SYNTHETIC, changes={"loss": {"generation": 0.0}}
+    ),
+    "aher whose transfer learns from all videos": Case(
+        "aher",
+        SEGMENTS | TRANSFER | GENERATION | {"synthetic_transfer": {"backbone", "transfer", "heads", "discriminators"}},
+        changes=TAUGHT_BY_ALL,
+    ),
+    "aherA- whose transfer learns from all videos": Case(
+        "aherA-",
+        SEGMENTS | TRANSFER | {"synthetic_transfer": {"backbone", "transfer", "heads"}},
+        changes=TAUGHT_BY_ALL,
     ),
     "pre-training of the localizer": Case("aher", SUPERVISED, phase="localizer"),
     "pre-training of the generators": Case("aher", {"context": {"generators"}}, phase="generators"),
@@ -248,6 +259,8 @@ def test_freezing_all_else_leaves_the_gradients_of_a_step_as_they_are(world, nam
         ("aherA-", "synthetic", "segment_classifier"),
         ("aherA-", "synthetic", "transfer"),
         ("aherM", "moments", "segment_classifier"),
+        ("aher whose transfer learns from all videos", "synthetic_transfer", "segment_classifier"),
+        ("aher whose transfer learns from all videos", "generation", "segment_classifier"),
         ("aher", "segments", "transfer"),
         ("aher", "segments", "heads"),
         ("aher-", "proposals", "segment_classifier"),
