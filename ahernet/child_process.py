@@ -4,8 +4,11 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
+
+from ahernet.errors import UserError
 
 
 @contextmanager
@@ -13,15 +16,23 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that ends with the block: left by an error or an interruption, with what it is doing.
 
     A pool by itself would first finish everything that was handed in.
+
+    Raises:
+        UserError: one of the processes was killed.
     """
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent)
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in active_children():
             # Not terminated: training takes that for a request to stop, and the worker would go on with the next task.
             worker.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a process that worked for this one was killed (out of memory?); what it had finished is kept, and the "
+                "same command goes on"
+            ) from error
         raise
     finally:
         pool.shutdown()

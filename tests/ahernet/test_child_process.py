@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ahernet.child_process import worker_pool
+from ahernet.errors import UserError
+
 PARENT = """
 import signal, time
 from os import getpid
@@ -56,3 +59,8 @@ def test_a_worker_ends_when_its_parent_is_killed_or_interrupted(tmp_path, number
         outlived = _runs(worker)
         parent.kill()
     assert not outlived
+
+
+def test_a_worker_that_is_killed_is_an_error_in_one_line():
+    with pytest.raises(UserError, match="was killed"), worker_pool(1) as pool:
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL).result()
