@@ -124,17 +124,21 @@ def sequences(
 
 
 def moments(
-    videos: int, steps: int, dimension: int, device: str = "cpu", seed: int = 0
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Contexts before (bf16), moments (fp32) and contexts after (bf16), and the steps (videos, 3) that each gets."""
+    videos: int, each: int, steps: int, dimension: int, device: str = "cpu", seed: int = 0
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Contexts before (bf16), moments (fp32) and contexts after (bf16), `each` of a video, the steps (videos * each, 3)
+    that they get, and which each step of a video shows: one after the other, for as long."""
     generator = torch.Generator(device).manual_seed(seed)
     rows = max(1, steps // 4), max(1, steps // 2), max(1, steps // 4)
-    before, moment, after = (torch.randn((videos, n, dimension), generator=generator, device=device) for n in rows)
+    before, moment, after = (
+        torch.randn((videos * each, n, dimension), generator=generator, device=device) for n in rows
+    )
     chosen = np.random.default_rng(seed)
-    length = (steps * chosen.uniform(0.3, 0.95, videos)).astype(np.int64).clip(1)
-    first = (chosen.random(videos) * (steps - length + 1)).astype(np.int64)
+    length = (steps * chosen.uniform(0.3, 0.95, videos * each)).astype(np.int64).clip(1)
+    first = (chosen.random(videos * each) * (steps - length + 1)).astype(np.int64)
     lengths = torch.from_numpy(np.stack([first, length, steps - first - length], axis=1)).to(device)
-    return (before.bfloat16(), moment, after.bfloat16()), lengths
+    shown = (torch.arange(steps, device=device) * each // steps).expand(videos, -1).contiguous()
+    return (before.bfloat16(), moment, after.bfloat16()), lengths, shown
 
 
 def _instances(generator: np.random.Generator, shape: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

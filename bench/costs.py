@@ -93,7 +93,8 @@ def resample_backward(arguments: tuple[Any, ...], result: Tensor) -> Cost:
 def stretch(arguments: tuple[Any, ...], result: Tensor) -> Cost:
     videos, steps, dimension = result.shape
     rows = videos * sum(piece.shape[1] for piece in arguments[:3])
-    return Cost(_moved(arguments, result), 2 * (rows + 2 * videos * steps) * dimension)
+    pieces = tensor_bytes(arguments[:3]) * videos // len(arguments[0])  # of several sequences a part each is shown
+    return Cost(pieces + _moved(arguments[3:], result), 2 * (rows + 2 * videos * steps) * dimension)
 
 
 def stretch_backward(arguments: tuple[Any, ...], result: tuple[Tensor, ...]) -> Cost:

@@ -33,42 +33,28 @@ class ContextGenerators(nn.Module):
 def synthesize(before: Tensor, moment: Tensor, after: Tensor, first: Tensor, length: Tensor, steps: int) -> Tensor:
     """Join moments and their contexts to synthetic videos, A of eq. 2.
 
-    The moment of video b fills exactly the steps first[b] to first[b] + length[b], so that its ground truth is
-    [first[b] / steps, (first[b] + length[b]) / steps]; the contexts fill the steps before and after.
+    Each moment of a video fills exactly the steps first to first + length, so that its ground truth is
+    [first / steps, (first + length) / steps]. Its contexts are stretched over all steps before and after; where a video
+    has several moments, each is shown with its contexts up to the middle between it and the next.
 
     Args:
-        before: (B, K, D), stretched over the steps before the moment.
-        moment: (B, S, D).
-        after: (B, K, D).
-        first: (B,) int64, step at which the moment starts.
-        length: (B,) int64, steps of the moment; first + length <= steps.
+        before: (B * M, K, D), of the moments of the first video, of the second, and so on.
+        moment: (B * M, S, D), those of a video later and later.
+        after: (B * M, K, D).
+        first: (B, M) int64, step at which each moment starts.
+        length: (B, M) int64, steps of each moment; first + length <= steps. From the first that is 0 on, a video has no
+            further moment.
         steps: length of the synthetic videos.
 
     Returns:
         (B, steps, D), at least fp32.
     """
-    lengths = torch.stack([first, length, steps - first - length], dim=1)
-    return kernels.stretch(before, moment, after, lengths, steps)
-
-
-def join_neighbours(videos: Tensor, first: Tensor, length: Tensor) -> Tensor:
-    """Join synthetic videos of one moment each to videos of several: each up to the middle between two moments.
-
-    Args:
-        videos: (B, M, steps, D), the moments of each row later and later.
-        first: (B, M) int64, where the moments start.
-        length: (B, M) int64, their lengths; from the first that is 0 on, the video has no further moment.
-
-    Returns:
-        (B, steps, D).
-    """
-    count, steps = videos.shape[1:3]
+    lengths = torch.stack([first, length, steps - first - length], dim=-1)
     middles = (first[:, :-1] + length[:, :-1] + first[:, 1:]) // 2
     middles = middles.where(length[:, 1:] > 0, steps)
-    step = torch.arange(steps, device=videos.device)
+    step = torch.arange(steps, device=first.device)
     shown = (step >= middles[:, :, None]).sum(dim=1)
-    is_shown = shown[:, None] == torch.arange(count, device=videos.device)[:, None]
-    return videos.where(is_shown[..., None], 0).sum(dim=1)
+    return kernels.stretch(before, moment, after, lengths.flatten(0, 1), shown)
 
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ahernet.config import Config
-from ahernet.model.context import ContextGenerators, join_neighbours, synthesize
+from ahernet.model.context import ContextGenerators, synthesize
 from ahernet.model.discriminator import Discriminators
 from ahernet.model.heads import ClassWeights, class_logits
 from ahernet.model.localizer import Localizer, Outputs
@@ -308,8 +308,7 @@ def _synthetic_video(
         if contexts is not None and config.method.real_residual:
             missed_before, missed_after = map(at_each, contexts.missed())
             before, after = before + missed_before, after + missed_after
-    videos = synthesize(before, shown(moment), after, first.flatten(), length.flatten(), steps)
-    sequence = join_neighbours(rearrange(videos, "(b m) s d -> b m s d", m=count), first, length)
+    sequence = synthesize(before, shown(moment), after, first, length, steps)
     return sequence, synthetic_ground_truth(first, length, labels, steps)
 
 

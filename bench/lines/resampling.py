@@ -12,6 +12,8 @@ from bench import cases
 from bench.lines.line import CLOSE, Line, Sizes
 from bench.peers import resampling
 
+MOMENTS_IN_A_ROW = 6  # of one video, as the preset `tuned` has at most
+
 
 def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
     shape = (sizes.resampled_videos, sizes.mean_rows, sizes.dimension)
@@ -47,25 +49,34 @@ def resample_lines(device: str, sizes: Sizes) -> Iterator[Line]:
 
 
 def stretch_lines(device: str, sizes: Sizes) -> Iterator[Line]:
-    """Moments in fp32 between contexts as a network in bf16 generates them."""
-    videos, steps, dimension = sizes.resampled_videos, sizes.steps, sizes.dimension
+    """Moments alone in their videos, and several in a row."""
+    for each in (1, MOMENTS_IN_A_ROW):
+        yield from _stretch_lines(device, sizes, each)
+
+
+def _stretch_lines(device: str, sizes: Sizes, each: int) -> Iterator[Line]:
+    """Moments in fp32 between contexts as a network in bf16 generates them, `each` in a video."""
+    videos, steps, dimension = max(1, sizes.resampled_videos // each), sizes.steps, sizes.dimension
     checked_videos = min(8, videos)
-    pieces, lengths = cases.moments(videos, steps, dimension, device)
-    case = f"B={videos} {pieces[0].shape[1]}+{pieces[1].shape[1]}+{pieces[2].shape[1]} rows T={steps} D={dimension}"
+    pieces, lengths, shown = cases.moments(videos, each, steps, dimension, device)
+    rows = "+".join(str(piece.shape[1]) for piece in pieces)
+    case = f"B={videos}{f' M={each}' if each > 1 else ''} {rows} rows T={steps} D={dimension}"
 
     def first_pieces(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return *(x[:checked_videos] for x in arguments[:-1]), arguments[-1]
+        *of_sequences, shown = arguments
+        return *(x[: checked_videos * each] for x in of_sequences), shown[:checked_videos]
 
     uncapturable = {"torch, dense product a piece": resampling.stretch_loop}
-    arguments = (*pieces, lengths, steps)
+    arguments = (*pieces, lengths, shown)
     yield Line("stretch", case, arguments, kernels.stretch, first_pieces, CLOSE, uncapturable=uncapturable)
     gradient = torch.randn((videos, steps, dimension), device=device)
 
-    def backward(gradient: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    def backward(gradient: Tensor, lengths: Tensor, shown: Tensor) -> tuple[Tensor, ...]:
         call = torch.ops.ahernet_kernels.stretch_backward
-        return tuple(call(gradient, lengths, place, x.shape[1], x.dtype) for place, x in enumerate(pieces))
+        return tuple(call(gradient, lengths, shown, place, x.shape[1], x.dtype) for place, x in enumerate(pieces))
 
     def first_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x[:checked_videos] for x in arguments)
+        gradient, lengths, shown = arguments
+        return gradient[:checked_videos], lengths[: checked_videos * each], shown[:checked_videos]
 
-    yield Line("stretch backward", case, (gradient, lengths), backward, first_gradients, 1e-2)
+    yield Line("stretch backward", case, (gradient, lengths, shown), backward, first_gradients, 1e-2)

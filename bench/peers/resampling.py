@@ -30,8 +30,9 @@ def torch_loop(features: Tensor, offsets: Tensor, steps: int) -> Tensor:
     return output
 
 
-def stretch_loop(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, steps: int) -> Tensor:
-    """A dense matrix product a video and piece, whose steps the host has to know; on any device."""
+def stretch_loop(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor, shown: Tensor) -> Tensor:
+    """A dense matrix product a sequence and piece, whose steps the host has to know; on any device."""
+    videos, steps = shown.shape
     output = before.new_empty((len(before), steps, before.shape[2]), dtype=torch.float32)
     for video, sizes in enumerate(lengths.tolist()):
         first = 0
@@ -40,7 +41,10 @@ def stretch_loop(before: Tensor, middle: Tensor, after: Tensor, lengths: Tensor,
             if share is not None:
                 output[video, first : first + size] = share @ piece[video].float()
             first += size
-    return output
+    if len(output) == videos:
+        return output
+    every = torch.arange(videos, device=shown.device)[:, None], shown, torch.arange(steps, device=shown.device)
+    return output.unflatten(0, (videos, -1))[every]
 
 
 def numpy_loop(features: Tensor, offsets: Tensor, steps: int) -> Tensor:

@@ -43,35 +43,48 @@ def resample_band(offsets: npt.NDArray[np.int64], steps: int) -> Band:
     return _band(step, np.full_like(step, steps), rows, first_row)
 
 
-def stretch_band(lengths: npt.NDArray[np.int64], rows: list[int], steps: int) -> Band:
-    """Which of the joined rows each step of `stretch` is made of, given the steps (B, P) of pieces of so many rows.
+def stretch_band(lengths: npt.NDArray[np.int64], shown: npt.NDArray[np.int64], rows: list[int]) -> Band:
+    """Which of the joined rows each step of `stretch` is made of.
+
+    Args:
+        lengths: (B * M, P) steps of the pieces of each sequence.
+        shown: (B, T) which of the M sequences of its video each step is of.
+        rows: of each piece.
 
     Raises:
-        ValueError: lengths do not add up to `steps`, or one is negative.
+        ValueError: lengths do not add up to T, or one is negative; a video has no such sequence.
     """
+    videos, steps = shown.shape
     if (lengths.sum(axis=1) != steps).any() or (lengths < 0).any():
-        raise ValueError(f"lengths: expected numbers >= 0 that add up to {steps} in every video")
-    per_step = lengths.ravel()
-    first_rows = np.add.outer(sum(rows) * np.arange(len(lengths)), np.cumsum([0, *rows[:-1]]))
-    numbers = np.tile(rows, len(lengths))
-    step = _places(per_step)
-    return _band(step, *(np.repeat(values, per_step) for values in (per_step, numbers, first_rows.ravel())))
+        raise ValueError(f"lengths: expected numbers >= 0 that add up to {steps} in every sequence")
+    sequences = len(lengths) // max(videos, 1)
+    if (shown < 0).any() or (shown >= sequences).any():
+        raise ValueError(f"shown: expected numbers from 0 to {sequences - 1}")
+    sequence, piece, step = _places(lengths, shown)
+    first_row = sum(rows) * sequence + np.cumsum([0, *rows[:-1]])[piece]
+    return _band(step, lengths[sequence, piece], np.array(rows)[piece], first_row)
 
 
-def stretch_backward_band(lengths: npt.NDArray[np.int64], piece: int, rows: int, steps: int) -> Band:
-    """Which of all steps each row of one piece is shown in, and by how much."""
-    per_video = lengths[:, piece]
-    first_row, first_step = rows * np.arange(len(lengths)), steps * np.arange(len(lengths))
-    first_step = first_step + lengths[:, :piece].sum(axis=1)
-    step = _places(per_video)
-    band = _band(step, np.repeat(per_video, per_video), np.full_like(step, rows), np.repeat(first_row, per_video))
-    shown = band.transposed(rows * len(lengths))
-    return shown._replace(columns=(step + np.repeat(first_step, per_video))[shown.columns])
+def stretch_backward_band(lengths: npt.NDArray[np.int64], shown: npt.NDArray[np.int64], piece: int, rows: int) -> Band:
+    """Which of all steps each row of one piece is shown in, and by how much; as in `stretch_band`."""
+    sequence, pieces, step = _places(lengths, shown)
+    at = np.flatnonzero(pieces == piece)
+    sequence, step = sequence[at], step[at]
+    band = _band(step, lengths[sequence, piece], np.full_like(step, rows), rows * sequence)
+    by_row = band.transposed(rows * len(lengths))
+    return by_row._replace(columns=at[by_row.columns])
 
 
-def _places(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0 to the count less 1, of each count in turn."""
-    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+def _places(
+    lengths: npt.NDArray[np.int64], shown: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The sequence of all that each step (B * T,) shows, the piece of that, and the step of the piece."""
+    videos, steps = shown.shape
+    sequence = (len(lengths) // max(videos, 1) * np.arange(videos)[:, None] + shown).ravel()
+    ends = lengths.cumsum(axis=1)
+    step = np.tile(np.arange(steps), videos)
+    piece = (step[:, None] >= ends[sequence]).sum(axis=1)
+    return sequence, piece, step - (ends - lengths)[sequence, piece]
 
 
 def _band(

@@ -90,9 +90,9 @@ def _cases(device: torch.device) -> Iterator[Case]:
     yield "pairwise_tiou", lambda: kernels.pairwise_tiou(tensor([[0.0, 1.0]]), tensor([[half, 1.5]])), [[1 / 3]]
     # A video of one row repeats it; NaN is seen.
     yield "resample", lambda: kernels.resample(tensor([[two], [3.0]]), tensor([0, 1, 2]), 2), [[[two]] * 2, [[3.0]] * 2]
-    context = tensor([[[1.0]]])
-    joined = [[[1.0], [two], [two], [1.0]]]
-    yield "stretch", lambda: kernels.stretch(context, two * context, context, tensor([[1, 2, 1]]), 4), joined
+    pieces = (tensor([[[1.0]], [[3.0]]]), tensor([[[two]], [[4.0]]]), tensor([[[1.0]], [[5.0]]]))
+    lengths, shown = tensor([[1, 2, 1], [3, 1, 0]]), tensor([[0, 0, 1, 1]])
+    yield "stretch", lambda: kernels.stretch(*pieces, lengths, shown), [[[1.0], [two], [3.0], [4.0]]]
     broken = tensor([[1.0], [math.nan]])
     yield "resample_checked", lambda: kernels.resample_checked(broken, tensor([0, 1, 2]), 2)[1], [True, False]
 

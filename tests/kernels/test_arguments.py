@@ -10,6 +10,11 @@ SAMPLES = kernel_samples.samples()
 SEGMENTS, SCORES = torch.zeros((2, 3, 2)), torch.zeros((2, 3))
 ANCHORS, TRUTHS, OFFSETS = torch.zeros((4, 2)), torch.zeros((3, 2)), torch.tensor([0, 1, 3])
 LABELS = torch.zeros(3, dtype=torch.int64)
+SHOWN = torch.zeros((1, 4), dtype=torch.int64)
+
+
+def stretch(shown):
+    return kernels.stretch(*[SEGMENTS] * 3, OFFSETS.expand(2, 3), shown)
 
 
 @pytest.mark.parametrize(
@@ -40,16 +45,20 @@ LABELS = torch.zeros(3, dtype=torch.int64)
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "linear", 0.5, None), TypeError, "max_output: expected a"),
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "gaussian", 1e-50, 3), ValueError, "parameter: expected a"),
         (lambda: kernels.resample(ANCHORS, OFFSETS, 2.5), TypeError, "steps: expected a whole number, got 2.5"),
-        (lambda: kernels.stretch(*[SEGMENTS] * 3, OFFSETS.expand(2, 3), 4.0), TypeError, "steps: expected a whole"),
-        (lambda: kernels.stretch([1], *[SEGMENTS] * 2, LABELS, 4), TypeError, "before: expected a tensor, got list"),
-        (lambda: kernels.stretch(SEGMENTS, [1], SEGMENTS, LABELS, 4), TypeError, "middle: expected a tensor, got list"),
+        (lambda: stretch(shown=4), TypeError, "shown: expected a tensor, got int"),
+        (lambda: kernels.stretch([1], *[SEGMENTS] * 2, LABELS, SHOWN), TypeError, "before: expected a tensor"),
+        (lambda: kernels.stretch(SEGMENTS, [1], SEGMENTS, LABELS, SHOWN), TypeError, "middle: expected a tensor"),
         (lambda: decode_classified(offsets=[1] * 4), TypeError, r"offsets\[0\]: expected a tensor, got int"),
         (lambda: decode_classified(overlaps=[1] * 4), TypeError, r"overlaps\[0\]: expected a tensor, got int"),
         (lambda: decode_classified(probability=SCORES), ValueError, r"probability: .* \(2, 15\), got \(2, 3\)"),
         (lambda: kernels.resample(ANCHORS, OFFSETS, 0), ValueError, "steps: expected a number >= 1"),
-        (lambda: kernels.stretch(*[SEGMENTS] * 3, LABELS, 4), ValueError, r"lengths: expected shape \(B, 3\)"),
-        (lambda: kernels.stretch(*[SEGMENTS] * 2, SCORES, OFFSETS, 4), ValueError, "after: expected shape"),
-        (lambda: kernels.stretch(*[SEGMENTS] * 2, SEGMENTS[:, :0], OFFSETS, 4), ValueError, "after: expected at least"),
+        (lambda: kernels.stretch(*[SEGMENTS] * 3, LABELS, SHOWN), ValueError, r"lengths: expected shape \(B \* M, 3\)"),
+        (lambda: stretch(shown=LABELS), ValueError, r"shown: expected shape \(B, T\)"),
+        (lambda: stretch(shown=SHOWN[:, :0]), ValueError, "steps of shown: expected a number >= 1"),
+        (lambda: stretch(shown=SHOWN.expand(3, 4)), ValueError, "as many sequences for each of 3 videos, got 2"),
+        (lambda: stretch(shown=SHOWN[:0]), ValueError, "as many sequences for each of 0 videos, got 2"),
+        (lambda: kernels.stretch(*[SEGMENTS] * 2, SCORES, OFFSETS, SHOWN), ValueError, "after: expected shape"),
+        (lambda: kernels.stretch(*[SEGMENTS] * 2, SEGMENTS[:, :0], OFFSETS, SHOWN), ValueError, "after: expected at"),
         (lambda: kernels.resample(ANCHORS.long(), OFFSETS, 4), TypeError, "features: expected float16"),
         (lambda: kernels.decode([], [], [], ANCHORS), ValueError, "logits: expected 1 to 8 scales, got 0"),
         (lambda: decode(offsets=[]), ValueError, "offsets: expected 4 scales as in logits, got 0"),

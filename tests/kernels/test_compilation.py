@@ -73,8 +73,9 @@ BUDGETS = {
     "stretch_backward, sm_90": (72, 0),
 }
 
-# Kernels that multiply matrices hold a tile of sums.
-AMD_REGISTERS_OF_PRODUCTS = {
+# Kernels that multiply matrices hold a tile of sums; those that hold one of means are few registers above the others.
+AMD_REGISTERS_OF = {
+    "stretch": 104,
     "classification_features_bf16": 144,
     "classification_features_fp32": 144,
     "classification_log_sum_bf16": 96,
@@ -126,7 +127,7 @@ def test_it_compiles_within_its_budget(name, compiler):
         assert usage["spills"] <= SPILLS.get(name, 0), target
         assert usage["stack"] <= STACKS.get(name, 0), target
         if target.startswith("gfx"):
-            registers = AMD_REGISTERS_OF_PRODUCTS.get(name, AMD_REGISTERS)
+            registers = AMD_REGISTERS_OF.get(name, AMD_REGISTERS)
             shared = min(shared, AMD_SHARED)
         assert usage["registers"] <= registers, target
         assert usage["shared"] <= shared, target

@@ -29,7 +29,14 @@ def grid_of(launch, *arguments):
     ("launch", "arguments"),
     [
         (resample_launch, (torch.zeros(1, 1), torch.zeros(MANY + 1, dtype=torch.int64), 1)),
-        (stretch_launch, (*[torch.zeros(MANY, 1, 1)] * 3, torch.zeros((MANY, 3), dtype=torch.int64), 1)),
+        (
+            stretch_launch,
+            (
+                *[torch.zeros(MANY, 1, 1)] * 3,
+                torch.zeros((MANY, 3), dtype=torch.int64),
+                torch.zeros((MANY, 1), dtype=torch.int64),
+            ),
+        ),
         (pairwise_tiou_launch, (torch.zeros(1, 2), torch.zeros(1, 2).expand(MANY * DEFAULTS["BLOCK_M"], 2))),
         (pairwise_tiou_launch, (torch.zeros(1, 2).expand(MANY * DEFAULTS["BLOCK_N"], 2), torch.zeros(1, 2))),
     ],

@@ -66,18 +66,18 @@ def test_opcheck_accepts_the_gradient_of_resample():
 
 
 def test_opcheck_accepts_the_gradient_of_stretch():
-    *pieces, lengths, steps = SAMPLES["stretch"].arguments
-    torch.library.opcheck(OPS["stretch"], (*(piece.clone().requires_grad_() for piece in pieces), lengths, steps))
+    *pieces, lengths, shown = SAMPLES["stretch"].arguments
+    torch.library.opcheck(OPS["stretch"], (*(piece.clone().requires_grad_() for piece in pieces), lengths, shown))
     torch.library.opcheck(
-        torch.ops.ahernet_kernels.stretch_backward.default, (torch.randn(2, 8, 6), lengths, 1, 9, torch.bfloat16)
+        torch.ops.ahernet_kernels.stretch_backward.default, (torch.randn(1, 8, 6), lengths, shown, 1, 9, torch.bfloat16)
     )
 
 
 def test_no_gradient_is_computed_of_a_piece_that_needs_none():
-    *pieces, lengths, steps = SAMPLES["stretch"].arguments
+    *pieces, lengths, shown = SAMPLES["stretch"].arguments
     leaf = pieces[2].clone().requires_grad_()
     with Recorder() as recorder:
-        SAMPLES["stretch"].function(*pieces[:2], leaf, lengths, steps).sum().backward()
+        SAMPLES["stretch"].function(*pieces[:2], leaf, lengths, shown).sum().backward()
     assert recorder.names.count("ahernet_kernels.stretch_backward.default") == 1
 
 

@@ -225,14 +225,15 @@ def soft_nms_variant(gaussian: bool) -> Variant:
 
 def stretch_variant() -> Variant:
     pointers = {"before_ptr": "*bf16", "middle_ptr": "*fp32", "after_ptr": "*bf16", "lengths_ptr": "*i64"}
-    sizes = ("rows_before", "rows_middle", "rows_after", "steps", "dimension")
+    pointers["shown_ptr"] = "*i64"
+    sizes = ("rows_before", "rows_middle", "rows_after", "sequences", "steps", "dimension")
     types = {**pointers, "output_ptr": "*fp32", **dict.fromkeys(sizes, "i32")}
     return Variant("stretch", "stretch_kernel", types, {"BLOCK_T": 2, "BLOCK_D": 2048}, num_warps=2)
 
 
 def stretch_backward_variant() -> Variant:
-    types = {"gradient_ptr": "*fp32", "lengths_ptr": "*i64", "output_ptr": "*bf16"}
-    types |= dict.fromkeys(("total_rows", "rows", "steps", "dimension"), "i32")
+    types = {"gradient_ptr": "*fp32", "lengths_ptr": "*i64", "shown_ptr": "*i64", "output_ptr": "*bf16"}
+    types |= dict.fromkeys(("total_rows", "rows", "sequences", "steps", "dimension"), "i32")
     constants = {"PIECE": 2, "BLOCK_ROWS": 2, "BLOCK_D": 1024}
     return Variant("stretch", "stretch_backward_kernel", types, constants)
 

@@ -92,36 +92,44 @@ def _wrong_of_checked(checked: Tensor, finite: Tensor, output: Tensor, padded: D
 
 def _hold_stretch(ops: SimpleNamespace, draws: Draws, size: int) -> Outcome:
     """Forward and the gradients of the three pieces: a video is right if it is so in all four."""
-    steps, channels, videos = draws.between(1, 12), draws.between(1, 3), size
+    steps, channels, videos, each = draws.between(1, 12), draws.between(1, 3), size, draws.between(1, 3)
     rows = [draws.between(1, 8) for _ in range(3)]
     if draws.chance(0.02):
         rows[draws.between(0, 2)], videos = 100, max(1, size // 20)
+    sequences = videos * each
     pieces = []
     for count in rows:
-        values = draws.with_special(draws.normal((videos, count, channels)), OF_ROWS)
+        values = draws.with_special(draws.normal((sequences, count, channels)), OF_ROWS)
         pieces.append(tensor_of(values, DTYPES[draws.between(0, len(DTYPES) - 1)]))
-    cuts = np.sort(draws.random.integers(0, steps + 1, (videos, 2)), axis=1)
+    cuts = np.sort(draws.random.integers(0, steps + 1, (sequences, 2)), axis=1)
     lengths = np.diff(cuts, prepend=0, append=steps, axis=1)
     gradient = torch.from_numpy(draws.with_special(draws.normal((videos, steps, channels)), OF_GRADIENTS))
-    given = torch.from_numpy(lengths)
-    output = ops.stretch(*pieces, given, steps)
-    clean = ops.stretch(*(torch.where(x.isfinite(), x, 1.0) for x in pieces), given, steps)
-    joined = torch.cat([x.double() for x in pieces], dim=1).numpy()
-    weights = _weights_of_stretch(lengths, rows, steps)
+    numbers = draws.random.integers(0, each, (videos, steps))
+    given, shown = torch.from_numpy(lengths), torch.from_numpy(numbers)
+    output = ops.stretch(*pieces, given, shown)
+    clean = ops.stretch(*(torch.where(x.isfinite(), x, 1.0) for x in pieces), given, shown)
+    # Of a video's sequences all rows are in one table of its own, and a step sees those of the one that it shows.
+    joined = torch.cat([x.double() for x in pieces], dim=1).numpy().reshape(videos, -1, channels)
+    is_shown = numbers[:, :, None] == np.arange(each)
+    weights = _weights_of_stretch(lengths, rows, steps).reshape(videos, each, steps, -1)
+    weights = (weights.swapaxes(1, 2) * is_shown[..., None]).reshape(videos, steps, -1)
     forward = _applied(weights, joined)
     wrong = by_case(_off(output, forward)) | (differs(output, clean) & np.isfinite(joined).all(axis=(1, 2)))
     expected = _applied(weights.transpose(0, 2, 1), gradient.double().numpy())
+    expected = Near(*(x.reshape(sequences, -1, channels) for x in expected))
     backward = []
     for piece, count in enumerate(rows):
         here = slice(sum(rows[:piece]), sum(rows[: piece + 1]))
-        backward.append(ops.stretch_backward(gradient, given, piece, count, torch.float32))
-        wrong |= by_case(_off(backward[piece], Near(expected.value[:, here], expected.bound[:, here])))
+        backward.append(ops.stretch_backward(gradient, given, shown, piece, count, torch.float32))
+        off = _off(backward[piece], Near(expected.value[:, here], expected.bound[:, here]))
+        wrong |= by_case(off.reshape(videos, -1))
 
     def show(case: int) -> dict[str, Any]:
-        named = {f"piece {number}": x[case] for number, x in enumerate(pieces)}
-        named |= {"lengths": given[case], "output": output[case], "expected": forward.value[case]}
-        named |= {"gradient": gradient[case], "backward": torch.cat([x[case] for x in backward])}
-        return named | {"expected backward": expected.value[case]}
+        own = slice(case * each, (case + 1) * each)
+        named = {f"piece {number}": x[own] for number, x in enumerate(pieces)}
+        named |= {"lengths": given[own], "shown": shown[case], "output": output[case], "expected": forward.value[case]}
+        named |= {"gradient": gradient[case], "backward": torch.cat([x[own] for x in backward], dim=1)}
+        return named | {"expected backward": expected.value[own]}
 
     return Outcome(wrong, show)
 
@@ -144,6 +152,8 @@ CHECKS = {
         "a video of 0 to 14 rows (some: up to 200): resample, backward and resample_checked", 1000, _hold_resample
     ),
     "stretch": Check(
-        "a video: three pieces of 1 to 8 rows (some: 100), forward and three gradients", 1000, _hold_stretch
+        "a video: three pieces of 1 to 8 rows (some: 100) of 1 to 3 sequences, forward and three gradients",
+        1000,
+        _hold_stretch,
     ),
 }

@@ -70,6 +70,9 @@ def samples() -> dict[str, Sample]:
         "resample_checked": (ahernet_kernels.resample_checked, (*ragged, 8, torch.bfloat16)),
         "soft_nms": (ahernet_kernels.soft_nms, (segments, scores, labels, "gaussian", 0.5, 10, 0.1)),
         "soft_nms_linear": (ahernet_kernels.soft_nms, (segments, scores, None, "linear", 0.5, 10)),
-        "stretch": (ahernet_kernels.stretch, (*pieces, torch.tensor([[2, 4, 2], [0, 7, 1]]), 8)),
+        "stretch": (
+            ahernet_kernels.stretch,
+            (*pieces, torch.tensor([[2, 4, 2], [0, 7, 1]]), torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1]])),
+        ),
     }
     return {name: Sample(*entry) for name, entry in table.items()}

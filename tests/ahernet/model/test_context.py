@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahernet.config import ModelConfig
-from ahernet.model.context import ContextGenerators, join_neighbours, synthesize
+from ahernet.model.context import ContextGenerators, synthesize
 
 STEPS = 24
 
@@ -23,7 +23,7 @@ def _pieces(videos=1, rows=10, context=5, channels=3, dtype=torch.float32):
 
 
 def _placed(before, moment, after, first, length, steps):
-    return synthesize(before, moment, after, torch.tensor(first), torch.tensor(length), steps)
+    return synthesize(before, moment, after, torch.tensor(first)[:, None], torch.tensor(length)[:, None], steps)
 
 
 def _one_by_one(before, moment, after, first, length, steps):
@@ -212,8 +212,9 @@ def test_mirrored_contexts_follow_from_the_end_of_the_moment_that_they_lie_next_
 def test_neighbours_are_joined_midway_between_their_moments():
     first = torch.tensor([[2, 11, 14], [0, 5, 20], [3, 12, 12], [3, 24, 24]])
     length = torch.tensor([[4, 3, 9], [5, 1, 4], [9, 2, 0], [21, 0, 0]])
-    videos = _random(4, 3, STEPS, 2)
-    joined = join_neighbours(videos, first, length)
+    pieces = _pieces(videos=12)
+    joined = synthesize(*pieces, first, length, STEPS)
+    alone = synthesize(*pieces, *(x.reshape(-1, 1) for x in (first, length)), STEPS).unflatten(0, (4, 3))
     starts = [
         (0, 8, 14),  # midway between 6 and 11; one ends where the next starts
         (0, 5, 13),  # likewise, then midway between 6 and 20
@@ -222,21 +223,18 @@ def test_neighbours_are_joined_midway_between_their_moments():
     ]
     for b, begins in enumerate(starts):
         ends = (*begins[1:], STEPS)
-        parts = [videos[b, m, begin:end] for m, (begin, end) in enumerate(zip(begins, ends, strict=True))]
+        parts = [alone[b, m, begin:end] for m, (begin, end) in enumerate(zip(begins, ends, strict=True))]
         assert torch.equal(joined[b], torch.cat(parts))
 
 
-def test_a_moment_without_neighbours_keeps_its_video():
-    videos = _random(2, 1, STEPS, 3)
-    assert torch.equal(join_neighbours(videos, torch.tensor([[2], [0]]), torch.tensor([[5], [STEPS]])), videos[:, 0])
-
-
 def test_what_is_not_shown_of_a_neighbour_learns_nothing():
-    videos = _random(1, 2, STEPS, 3).requires_grad_()
-    join_neighbours(videos, torch.tensor([[2, 12]]), torch.tensor([[6, 4]])).sum().backward()
-    shown = videos.grad[0, :, :, 0]
-    assert shown[0].tolist() == [1] * 10 + [0] * (STEPS - 10)
-    assert shown[1].tolist() == [0] * 10 + [1] * (STEPS - 10)
+    before, moment, after = (piece.requires_grad_() for piece in _pieces(videos=2))
+    synthesize(before, moment, after, torch.tensor([[2, 12]]), torch.tensor([[6, 4]]), STEPS).sum().backward()
+    learnt = [piece.grad.any(dim=-1) for piece in (before, moment, after)]
+    # Step 10 is midway: of the 16 steps after the first moment and of the 12 before the second two each are shown.
+    assert learnt[0].tolist() == [[True] * 5, [False, False, False, True, True]]
+    assert learnt[1].all()
+    assert learnt[2].tolist() == [[True, True, False, False, False], [True] * 5]
 
 
 def test_each_generator_has_two_convolutions_of_width_three_the_second_of_stride_two():

@@ -769,8 +769,9 @@ def test_the_ground_truth_of_synthetic_videos_is_where_the_moments_are(data):
     videos = len(length)
     labels = torch.arange(videos) + 5
     nothing = torch.zeros(videos, 6, 1)
+    first, length = first[:, None], length[:, None]
     shown = synthesize(nothing, torch.ones(videos, 9, 1), nothing, first, length, steps)[..., 0] > 0.5
-    truth = synthetic_ground_truth(*(x[:, None] for x in (first, length, labels)), steps)
+    truth = synthetic_ground_truth(first, length, labels[:, None], steps)
     assert truth.segments.dtype == torch.float32
     assert torch.equal(truth.labels, labels)
     assert truth.offsets.tolist() == list(range(videos + 1))
