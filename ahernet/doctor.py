@@ -117,6 +117,8 @@ def _is_archive_manifest(path: Path) -> bool:
 
 
 def _version(name: str) -> str | None:
+    if name == "torch":
+        return torch.__version__  # says which build it is, too
     try:
         return version(name)
     except PackageNotFoundError:

@@ -36,6 +36,8 @@ SYSTEM_ERRORS = {
     errno.EHOSTDOWN,
 }
 READ_BYTES = 1 << 22
+# Titles that are not UTF-8 are no reason to refuse a video. From version 19 on PyAV decodes what is asked for alone.
+TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 MOST_PIXELS = 1 << 26  # of a frame, above 8K: a damaged header must not claim all memory
 
 
@@ -175,7 +177,7 @@ class PyAVDecoder:
             return av.open(
                 f"file:{path}",
                 options={"protocol_whitelist": "file"},
-                metadata_errors="replace",
+                **TOLERANT,
                 hwaccel=self._hardware and av.codec.hwaccel.HWAccel(self._hardware),
             )
         except (OSError, av.FFmpegError) as error:

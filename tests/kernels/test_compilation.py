@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import ahead_of_time
@@ -112,6 +113,11 @@ def compiler(tmp_path_factory):
         process.stdin.close()
 
 
+def is_the_pinned_compiler():
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    return f"triton=={version('triton')}" in constraints.read_text(encoding="utf-8").splitlines()
+
+
 @pytest.mark.aot
 @pytest.mark.parametrize("name", ahead_of_time.LAUNCHED)
 def test_it_compiles_within_its_budget(name, compiler):
@@ -122,6 +128,8 @@ def test_it_compiles_within_its_budget(name, compiler):
     assert said.read_text() == ""
     found = json.loads(answer)
     assert set(found) == set(ahead_of_time.LAUNCHED[name].targets)
+    if not is_the_pinned_compiler():
+        pytest.skip("compiles; registers and spills are those of the compiler that constraints.txt names")
     for target, usage in found.items():
         registers, shared = BUDGETS[name]
         assert usage["spills"] <= SPILLS.get(name, 0), target
