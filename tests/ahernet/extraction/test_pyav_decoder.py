@@ -49,6 +49,16 @@ def test_every_frame_comes_once_in_order_with_its_time(name, size, tmp_path):
         assert video.declared_frames == 40
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv"])
+def test_tags_that_are_not_utf_8_are_no_matter(name, tmp_path):
+    path = write_video(tmp_path / name, 20)
+    content = path.read_bytes()
+    assert b"Lavf" in content  # what wrote it
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xe9\xfe\xff"))
+    frames, _ = decoded(path)
+    assert numbers(frames) == list(range(20))
+
+
 def left_half_white(pixels, number):
     pixels[:, : pixels.shape[1] // 2] = 255
 
