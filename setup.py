@@ -10,13 +10,13 @@ CORE = [
     "numpy>=2.1,<3",
     "h5py>=3.12,<4",  # feature archives
     "einops>=0.8,<1",  # readable reshapes
-    "safetensors>=0.6,<1",  # weights without pickle
-    "jsonargparse[signatures]>=4.40,<5",  # command line and TOML settings from typed signatures
+    "safetensors>=0.7,<1",  # weights without pickle
+    "jsonargparse[signatures]>=4.48,<5",  # command line and TOML settings from typed signatures
     "tqdm>=4.66,<5",  # progress of long work
     "matplotlib>=3.9,<4",  # the loss curve and the timelines of demo, train and plot
 ]
 VIDEO = [
-    "av>=14,<20",  # decoding of video: wheels with FFmpeg inside, for CPUs everywhere
+    "av>=17.1,<20",  # decoding of video: wheels with FFmpeg inside; 15 to 17.0 die of some files that opened well before
 ]
 PARQUET = [
     "pyarrow>=20",  # detections of archives that are too large for one JSON

@@ -1,6 +1,7 @@
 """Run the tests with each Python, PyTorch and NumPy at the ends of what setup.py declares: `python tests/matrix.py`.
 
-A cell is a virtual environment of its own, made anew. One whose packages cannot be installed here is reported as such.
+A cell is a virtual environment of its own, made anew. That with the lowest PyTorch and NumPy has the lowest release of
+each other package, too, that setup.py allows. One whose packages cannot be installed here is reported as such.
 `--list` shows the cells, `--only 3.11` those whose name holds the text; further arguments go to pytest. Continuous
 integration runs one cell, that of `constraints.txt`. PyTorch is a download of gigabytes where there is no CPU build.
 """
@@ -28,23 +29,35 @@ class Cell:
     python: str
     torch: str
     numpy: str
+    others: tuple[str, ...] = ()
+    """What else pip may not go beyond."""
 
     @property
     def name(self) -> str:
         """How a cell is called."""
-        return f"Python {self.python}, torch{self.torch}, numpy{self.numpy}"
+        others = ", others lowest" if self.others else ""
+        return f"Python {self.python}, torch{self.torch}, numpy{self.numpy}{others}"
 
 
 def cells() -> list[Cell]:
     """Return every combination, from what setup.py declares."""
     declared = (ROOT / "setup.py").read_text(encoding="utf-8")
+    lowest = [
+        f"{name}=={low}.*"
+        for name, low in re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)', declared)
+        if name not in ("torch", "numpy", "triton")  # PyTorch chooses its Triton
+    ]
     ends = []
     for package in ("torch", "numpy"):
         found = re.search(rf'"{package}>=([\d.]+),<([\d.]+)"', declared)
         if found is None:
             raise SystemExit(f"setup.py: no range of {package} of the form >=LOW,<HIGH")
         ends.append([end.format(low=found[1], high=found[2]) for end in ENDS.values()])
-    return [Cell(*parts) for parts in itertools.product(PYTHONS, *ends)]
+    found = []
+    for python, torch, numpy in itertools.product(PYTHONS, *ends):
+        is_lowest = (torch, numpy) == (ends[0][0], ends[1][0])
+        found.append(Cell(python, torch, numpy, tuple(lowest) if is_lowest else ()))
+    return found
 
 
 def run(cell: Cell, arguments: list[str]) -> str:
@@ -53,9 +66,13 @@ def run(cell: Cell, arguments: list[str]) -> str:
     if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
         return "no such Python here"
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / "bin" / "python"
+        own, constraints = Path(folder) / "bin" / "python", Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(cell.others), encoding="utf-8")
         wanted = [f"torch{cell.torch}", f"numpy{cell.numpy}", "-e", f"{ROOT}[test]"]
-        steps = ([python, "-m", "venv", folder], [str(own), "-m", "pip", "install", "--quiet", *wanted])
+        steps = (
+            [python, "-m", "venv", folder],
+            [str(own), "-m", "pip", "install", "--quiet", "-c", str(constraints), *wanted],
+        )
         if any(subprocess.run(step).returncode for step in steps):
             return "cannot be installed here"
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
