@@ -16,7 +16,7 @@ CORE = [
     "matplotlib>=3.9,<4",  # the loss curve and the timelines of demo, train and plot
 ]
 VIDEO = [
-    "av>=17.1,<20",  # decoding of video: wheels with FFmpeg inside; 15 to 17.0 die of some files that opened well before
+    "av>=17.1,<20",  # decoding of video: wheels with FFmpeg inside; 15 to 17.0 crash on some files
 ]
 PARQUET = [
     "pyarrow>=20",  # detections of archives that are too large for one JSON
