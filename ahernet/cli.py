@@ -25,6 +25,7 @@ from ahernet import __version__
 from ahernet.__main__ import INTERRUPTED
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
+from ahernet.data.printable import printable
 from ahernet.errors import UserError
 from ahernet.event_log import log_to, warnings_as_lines
 
@@ -169,7 +170,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"ahernet: error: {line}", file=sys.stderr)
     return code
 

@@ -357,7 +357,7 @@ class InferenceConfig(_Section):
     suppression_rank: SuppressionRank = "score"
     class_aware: bool = True
     nms_threshold: float = _setting(0.9, minimum=0, maximum=1)
-    sigma: float = _setting(0.5, above=0)
+    sigma: float = _setting(0.5, minimum=2.0**-126)  # of smaller ones fp32 has no inverse
     top_k_before: int = _setting(0, minimum=0, maximum=LARGEST_COUNT)
     top_k: int = _setting(100, minimum=1, maximum=LARGEST_COUNT)
     minimum_score: float = _setting(0.0)

@@ -14,6 +14,7 @@ import ahernet
 from ahernet.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from ahernet.data.archive_set import open_features
 from ahernet.data.detection_shards import load_detections, read_manifest
+from ahernet.data.printable import printable
 from ahernet.device import launches_on
 from ahernet.errors import UserError
 
@@ -31,7 +32,7 @@ class Check:
     found: str
 
     def __str__(self) -> str:
-        return f"- {'ok   ' if self.fine else 'WRONG'} {self.what}: {self.found}"
+        return printable(f"- {'ok   ' if self.fine else 'WRONG'} {self.what}: {self.found}")
 
 
 def examine(paths: Sequence[Path] = ()) -> Iterator[Check]:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import ahernet
+from ahernet.data.printable import printable
 from ahernet.errors import UserError
 
 FIRST_LINE = re.compile(rb'\{"time": "\d{4}-\d\d-\d\dT')
@@ -114,13 +115,13 @@ def log_event(event: str, **fields: Any) -> None:
 
 def inform(message: str) -> None:
     """Say on standard error, and in the log, what is good to know."""
-    print(message, file=sys.stderr)
+    print(_shown(message), file=sys.stderr)
     log_event("message", message=message)
 
 
 def warn(message: str) -> None:
     """Say on standard error, and in the log, what may not be as the user intends."""
-    print(message, file=sys.stderr)
+    print(_shown(message), file=sys.stderr)
     log_event("warning", message=message)
 
 
@@ -137,6 +138,11 @@ def say_result(message: str, **fields: Any) -> None:
     """Say on standard output, and in the log, what came of a command; `fields` are for programs."""
     print(message)
     log_event("result", message=message, **fields)
+
+
+def _shown(message: str) -> str:
+    """A message of ours, in lines of its own, with whatever names of strangers are in it."""
+    return "\n".join(map(printable, message.split("\n")))
 
 
 def _refuse_other_file(path: Path) -> None:

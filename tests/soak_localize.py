@@ -74,7 +74,7 @@ def main() -> int:
     """Write the archives and a network, localize, report."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak_localize", description=__doc__.split("\n\n")[0])
     parser.add_argument("--batches", type=int, default=10_000, help=f"of {BATCH} videos (default: 10000)")
-    parser.add_argument("--seconds", type=float, default=900.0, help="after which it ends early (default: 900)")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="after which it ends early (default: 3600)")
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes (default: the system's)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ahernet-soak-", dir=given.folder) as name:

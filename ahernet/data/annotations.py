@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ahernet.data.bounded_read import read_up_to
+from ahernet.data.bounded_read import most_unpacked, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -248,12 +248,13 @@ def read_text(path: Path) -> str:
             compressed = file.read(2) == _GZIP_MAGIC
             file.seek(0)
             stream = gzip.GzipFile(fileobj=file) if compressed else file
-            content = read_up_to(stream.read, MAX_BYTES + 1)
+            most = min(MAX_BYTES, most_unpacked(path)) if compressed else MAX_BYTES
+            content = read_up_to(stream.read, most + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot read ({reason})") from error
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: holds more than {MAX_BYTES >> 20} MiB of text, no annotation file does")
+    if len(content) > most:
+        raise UserError(f"{path}: holds more than {most >> 20} MiB of text, no annotation file of its size does")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

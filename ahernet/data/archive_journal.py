@@ -343,7 +343,7 @@ def _begin_or_compare(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot read ({error}); remove the folder to start again") from error
     if not isinstance(before, dict) or before.get("format") != FORMAT:
         raise UserError(f"{path}: not the settings of a partial archive; give another name for the archive")
@@ -361,14 +361,17 @@ def _short(value: Any) -> str:
 
 
 def _parse(line: bytes) -> FinishedVideo | None:
-    """Return what a whole line says, None for one that was cut off."""
+    """Return what a whole line says, None for one that was cut off or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
         entry = json.loads(line)
-        return FinishedVideo(**{**entry, "remarks": tuple(entry["remarks"])})
-    except (ValueError, TypeError, KeyError):
+        video = FinishedVideo(**{**entry, "remarks": tuple(entry["remarks"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    is_whole = all(type(number) is int and number >= 0 for number in (video.first, video.rows, video.crc32))
+    is_text = all(isinstance(text, str) for text in (video.id, video.source, *video.remarks))
+    return video if is_whole and is_text and isinstance(video.duration, (int, float)) else None
 
 
 def _write(file: FileIO, content: bytes | memoryview) -> None:

@@ -1,9 +1,23 @@
 """Reading no more of a stranger's file than is of use, and reserving no more memory than it has content."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import AnyStr
 
+SMALL_TEXT = 1 << 24  # bytes that may be unpacked from anything
+MAX_TEXT_COMPRESSION = 100  # unpacked over packed size of text; JSON of annotations has 5 to 20
 PIECE = 1 << 20  # what is asked for at a time: Python reserves all that one asks for
+
+
+def most_unpacked(path: Path) -> int:
+    """Return how much text a gzip-compressed file of this size can honestly hold.
+
+    What it holds takes up to 25 times as much in memory, when it is empty lists.
+
+    Raises:
+        OSError: the file cannot be looked at.
+    """
+    return max(SMALL_TEXT, MAX_TEXT_COMPRESSION * path.stat().st_size)
 
 
 def read_up_to(read: Callable[[int], AnyStr], limit: int) -> AnyStr:

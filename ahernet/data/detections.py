@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from ahernet.data.bounded_read import read_up_to
+from ahernet.data.bounded_read import most_unpacked, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -150,9 +150,11 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 def _json_results(path: Path) -> dict[str, Any]:
     with _open_text(path) as file:
         try:
-            text = read_up_to(file.read, MAX_CHARACTERS + 1)
-            if len(text) > MAX_CHARACTERS:
-                raise UserError(f"{path}: more than {MAX_CHARACTERS:,} characters, too large for one JSON file")
+            compressed = path.suffix.lower() == ".gz"
+            most = min(MAX_CHARACTERS, most_unpacked(path)) if compressed else MAX_CHARACTERS
+            text = read_up_to(file.read, most + 1)
+            if len(text) > most:
+                raise UserError(f"{path}: more than {most:,} characters, too many for a JSON file of its size")
             content = json.loads(text, object_pairs_hook=_object_without_duplicates)
         except RecursionError as error:
             raise UserError(f"{path}: not a result file (nested too deeply)") from error

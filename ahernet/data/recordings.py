@@ -193,7 +193,7 @@ def read_recordings(path: Path) -> Recordings:
         raise UserError(f"{path}: no such file") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable npz file of plain arrays ({_one_line(error)})") from error
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
@@ -353,6 +353,8 @@ def _check_values(arrays: dict[str, np.ndarray], path: Path) -> None:
     recording, label = arrays["seg_rec"].astype(np.int64), arrays["seg_class"].astype(np.int64)
     _refuse((recording < 0) | (recording >= len(ids)), path, f"seg_rec: expected 0 to {len(ids) - 1}", recording)
     classes = arrays["class_names"].size
+    if not all(name.strip() for name in arrays["class_names"].tolist()):
+        raise UserError(f"{path}: class_names: expected a name of every class, one is empty")
     _refuse((label < 0) | (label >= classes), path, f"seg_class: expected 0 to {classes - 1}", label)
     seconds = np.diff(offsets)[recording] / rate
     start, end = arrays["seg_start"].astype(np.float64), arrays["seg_end"].astype(np.float64)

@@ -31,13 +31,17 @@ def check_npz(path: Path) -> None:
 
 
 def check_torch(path: Path) -> None:
-    """Refuse a file of `torch.save` with packed members: it packs nothing, so that one is a bomb.
+    """Refuse a file of `torch.save` with packed members: it packs nothing, so that one is a bomb. And a damaged one,
+    which torch would read all the same: it compares no checksums.
 
     Raises:
-        UserError: there is one; the message does not name the file.
-        OSError, zipfile.BadZipFile: no zip file.
+        UserError: there is such a member; the message does not name the file.
+        OSError, RuntimeError, zipfile.BadZipFile: no zip file that can be read.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise UserError(f"member {member.filename!r} is compressed, torch.save leaves them as they are")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"member {damaged!r} is damaged, its checksum is another one")

@@ -77,14 +77,22 @@ def kept_result(
     path: Path, head: dict[str, Any], wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what the file holds if it was made with what is `wanted`, else measure and write it."""
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if all(found.get(key) == value for key, value in wanted.items()):
-            return found
+    found = _kept(path)
+    if found and all(found.get(key) == value for key, value in wanted.items()):
+        return found
     result = {**head, **wanted, **measure()}
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what a file of a result holds, nothing if there is none or it is damaged: it is measured again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def trained_unit(unit: Unit, folder: Path, progress: bool = False) -> Path:

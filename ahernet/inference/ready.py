@@ -1,6 +1,7 @@
 """A network made ready for inference: from rows of an archive to detections in seconds, batch by batch."""
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ NAMED = 5
 # Rows of a batch, unless one video has more: 1 GiB of 2,048 values in float16.
 MOST_ROWS = 1 << 18
 MOST_WINDOWS = 1 << 16  # of a video: 900 hours in windows of 100 s
+MOST_SOFT_PAIRS = 1 << 36  # soft suppression compares each candidate of a video with all: some minutes
+MOST_OF_A_WINDOW = 1 << 10  # candidates that are reckoned with; a network has hardly more anchors
 
 OnError = Literal["stop", "skip"]
 
@@ -282,12 +285,13 @@ def _too_long(
     long = np.flatnonzero(seconds > config.window)
     lengths = archive.lengths[positions[long]]
     counts = split_into_windows(lengths, seconds[long], config.window, config.window_overlap).counts
+    most = MOST_WINDOWS
+    if config.suppression != "hard":
+        most = min(most, math.isqrt(MOST_SOFT_PAIRS) // min(config.top_k, MOST_OF_A_WINDOW))
     wrong = {
-        archive.ids[
-            positions[k]
-        ]: f"{seconds[k]:g} s are {count:,} windows of {config.window:g} s, at most {MOST_WINDOWS:,}"
+        archive.ids[positions[k]]: f"{seconds[k]:g} s are {count:,} windows of {config.window:g} s, at most {most:,}"
         for k, count in zip(long.tolist(), counts.tolist(), strict=True)
-        if count > MOST_WINDOWS
+        if count > most
     }
     if wrong and on_error == "stop":
         video_id, reason = next(iter(wrong.items()))

@@ -145,7 +145,7 @@ def localize_shards(
             (engine or on_this_machine)(job, pending, device, processes, bar)
     (job.folder / CLAIMS_NAME).unlink(missing_ok=True)
     remove_copies(job.folder / MANIFEST_NAME)
-    skipped = sum(len(json.loads(shard.skipped_path.read_bytes())) for shard in shards if shard.skipped_path.exists())
+    skipped = sum(_skipped_of(shard) for shard in shards if shard.skipped_path.exists())
     return ShardedResult(len(shards), _videos(shards), skipped, without_features)
 
 
@@ -271,6 +271,16 @@ def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: 
         with replace_when_complete(shard.skipped_path) as path:
             path.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_shard(shard.path, detections, as_spelled=True)
+
+
+def _skipped_of(shard: Shard) -> int:
+    try:
+        skipped = json.loads(shard.skipped_path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{shard.skipped_path}: cannot be read ({type(error).__name__})") from error
+    if not isinstance(skipped, dict):
+        raise UserError(f"{shard.skipped_path}: expected the videos that were skipped, by their ids")
+    return len(skipped)
 
 
 class _Chosen(NamedTuple):

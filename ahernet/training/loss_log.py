@@ -95,7 +95,7 @@ def read_loss_log(path: Path) -> list[dict[str, float]]:
             break
         if not isinstance(entry, dict) or not entry.keys() >= set(COLUMNS):
             break
-        if not all(type(value) in (int, float) for value in entry.values()):
+        if not all(type(value) is float or (type(value) is int and abs(value) < 1 << 62) for value in entry.values()):
             break
         entries.append(entry)
     return entries

@@ -262,6 +262,7 @@ def test_bad_settings_name_their_file(content, world, box, tmp_path, refused):
         ("--device=cuda:-1", "device"),
         ("--device=meta", "device"),
         (f"--training.iterations={'9' * 400}", "training.iterations"),
+        ("--inference.sigma=1e-40", "inference.sigma"),
     ],
 )
 def test_bad_arguments_are_named(setting, name, world, box, refused):
@@ -472,6 +473,20 @@ def test_a_training_state_of_wrong_entries_is_named(entry, world, run, box, tmp_
     torch.save({**state, entry: None}, box / "training_state.pt")
     (box / "losses.jsonl").touch()
     assert "training_state.pt: " in refused("train", *world, "--out", box, "--resume", *QUICK)
+
+
+def test_names_of_strangers_reach_the_terminal_without_control_characters(world, box, tmp_path, detections, capsys):
+    annotations = tmp_path / "annotations.json"
+    content = json.loads(Path(world[1]).read_text())
+    for video in content["database"].values():
+        video["subset"] = "\x1b[31mred"
+    annotations.write_text(json.dumps(content))
+    assert main(["evaluate", detections, str(annotations), "--subset", "nope"]) == 2
+    assert main(["doctor", str(box / "\x1b[31mred")]) != 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert r"\x1b[31mred" in captured.out
+    assert r"\x1b[31mred" in captured.err
 
 
 def test_resuming_a_finished_run_restores_a_checkpoint_that_a_kill_prevented(world, run, tmp_path):

@@ -19,6 +19,7 @@ from ahernet.data.annotations import (
     read_annotations,
     write_annotations,
 )
+from ahernet.data.detections import read_detections
 from ahernet.errors import UserError
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -308,6 +309,18 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     (tmp_path / "bomb.json").write_bytes(gzip.compress(b" " * (1 << 22), mtime=0))
     with pytest.raises(UserError, match="more than 1 MiB"):
         read_annotations(tmp_path / "bomb.json")
+
+
+def test_text_that_unpacks_to_more_than_its_file_can_honestly_hold_is_refused(tmp_path):
+    """Empty lists take many times as much memory as text."""
+    text = b'{"database": {}, "taxonomy": [' + b"[]," * (1 << 23) + b"[]]}"
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(text))
+    assert path.stat().st_size < len(text) / 100
+    with pytest.raises(UserError, match=r"bomb\.json\.gz: holds more than 16 MiB of text"):
+        read_annotations(path)
+    with pytest.raises(UserError, match=r"bomb\.json\.gz: more than 16,777,216 characters"):
+        read_detections(path)
 
 
 def test_subsets_are_joined_from_a_table(tmp_path):

@@ -253,3 +253,19 @@ def test_a_full_disk_is_one_message_and_what_was_finished_before_stays(tmp_path)
     with open_archive(tmp_path / "a.h5") as archive:
         assert list(archive.verify()) == []
         assert (archive.read([0])[0] == ramp(1, 5)).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rows": "x"}, {"rows": None}, {"rows": 1.5}, {"rows": -1}, {"id": [1]}, {"crc32": "1"}, {"remarks": [1]}],
+)
+def test_a_damaged_line_and_what_follows_is_done_again(tmp_path, changes):
+    out = tmp_path / "a.h5"
+    with killed(journal_of(out)) as journal:
+        for name in "abc":
+            journal.add(name, ramp(2), 1.0, "s")
+    lines = (tmp_path / "a.h5.partial" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = (json.dumps({**json.loads(lines[1]), **changes}) + "\n").encode()
+    (tmp_path / "a.h5.partial" / "journal.jsonl").write_bytes(b"".join(lines))
+    with killed(journal_of(out)) as journal:
+        assert list(journal.finished) == ["a"]

@@ -235,6 +235,7 @@ def test_bad_subject_ranges_are_refused(text):
         ({"seg_start": np.array([1.0, np.nan, 9.0, 15.0, 2.0])}, "segment 1"),
         ({"seg_start": np.array([1.0])}, "seg_start: expected shape"),
         ({"class_names": np.array([1, 2])}, "class_names: expected text"),
+        ({"class_names": np.array(["walk", ""])}, "class_names: expected a name of every class, one is empty"),
         ({"seg_start": np.array([1.0, 4.0, 5.0, 15.0, 2.0])}, "different classes overlap at 5 s"),
         ({"seg_rec": np.array([0, 0, 0, 0, 0]), "seg_start": np.array([1, 4, 9, 15, 19.5])}, "segment 4"),
         ({"seg_rec": np.zeros(5, int), "seg_end": np.array([3, 6.2, 12, 19, 10.4])}, "overlap|'two' has no"),
@@ -265,6 +266,16 @@ def test_arrays_that_unpack_to_more_than_the_file_can_hold_are_refused(tmp_path,
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 but no zip", b"text"])
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable npz"):
+        read_recordings(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(6, 99), (8, 1)])  # needs a version to come; is encrypted
+def test_members_that_nobody_can_unpack_are_refused(tmp_path, offset, value):
+    path = write(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a readable npz"):
         read_recordings(path)

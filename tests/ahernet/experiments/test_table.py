@@ -14,7 +14,7 @@ from ahernet.experiments import runner
 from ahernet.experiments import table as table_of_runs
 from ahernet.experiments.paper_settings import Part, SettingPlan, write_setting
 from ahernet.experiments.pictures import draw_table
-from ahernet.experiments.runner import Unit, found_in, run_units, with_one_network
+from ahernet.experiments.runner import Unit, found_in, kept_result, run_units, with_one_network
 from ahernet.experiments.setting import Source, make_setting, rendered_source
 from ahernet.experiments.setting_file import read_setting
 from ahernet.experiments.table import (
@@ -250,3 +250,15 @@ def test_videos_without_features_are_counted_and_ids_may_lack_their_prefix(tmp_p
     assert 0 < found.segments.max() <= 20.0
     with pytest.raises(UserError, match=r"f.h5: has none of the 1 videos of none to score on"):
         found_in(source, Annotations({"x": video("x")}, "none"), checkpoint, ("c",))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{}", '{"seed": 3}'])
+def test_a_damaged_result_is_measured_again(tmp_path, content):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    for measured in ({"a": 1}, {"a": 2}):  # the second is not, for the first is kept
+        assert kept_result(path, {"run": "aher"}, {"seed": 0}, lambda m=measured: m) == {
+            "run": "aher",
+            "seed": 0,
+            "a": 1,
+        }

@@ -216,6 +216,10 @@ def test_videos_that_are_left_out_are_listed_beside_their_shard(job):
     assert (result.videos, result.skipped) == (2, 1)
     assert json.loads((job.folder / "part-000000.skipped.json").read_bytes()) == {"v_unknown": "unknown duration"}
     assert load_detections(job.folder).video_ids == ("good",)
+    for content in (b"", b"5", b"[" * 100_000):
+        (job.folder / "part-000000.skipped.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"part-000000\.skipped\.json: "):
+            run(dataclasses.replace(alone, on_error="skip"))
 
 
 def test_a_shard_that_another_process_works_on_is_waited_for_and_taken_over_when_that_ends(job):

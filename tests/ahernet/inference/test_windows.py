@@ -105,6 +105,15 @@ def test_videos_are_merged_in_order_and_within_the_bound(counts, most):
         assert last == first + 1 or max(counts[first:last]) * (last - first) <= most
 
 
+def test_soft_suppression_of_more_windows_than_could_end_is_refused(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("ahernet.inference.ready.MOST_SOFT_PAIRS", (10 * 500) ** 2)
+    with open_archive(write_archive(tmp_path / "a.h5", (*DURATIONS[:2], 1e6, *DURATIONS[3:]))) as archive:
+        config = InferenceConfig(window=100.0, top_k=10, suppression="gaussian")
+        with pytest.raises(UserError, match=r"'video2': .* windows of 100 s, at most 500; give a longer"):
+            localize(archive, checkpoint, config, device="cpu", progress=False)
+        localize(archive, checkpoint, replace(config, window=1e5), device="cpu", progress=False)
+
+
 @pytest.mark.parametrize("seconds", [1e6, 1e300, 1.7e308])
 def test_a_duration_of_too_many_windows_is_an_error_or_skipped_by_name(
     tmp_path, checkpoint, monkeypatch, seconds, capsys

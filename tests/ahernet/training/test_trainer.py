@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import threading
+import zipfile
 from copy import deepcopy
 from pathlib import Path
 
@@ -426,6 +427,19 @@ def test_a_damaged_training_state_is_named(world, tmp_path, content):
         train_in(world, tmp_path, _config(), resume=True)
 
 
+def test_a_training_state_with_a_flipped_bit_is_not_trained_on(world, tmp_path):
+    train_in(world, tmp_path, _config(iterations=2))
+    path = tmp_path / "training_state.pt"
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        number = archive.read(largest)[:16]
+    content = bytearray(path.read_bytes())
+    content[content.index(number) + 3] ^= 0x40  # an exponent
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"training_state\.pt: member .* is damaged"):
+        train_in(world, tmp_path, _config(iterations=4), resume=True)
+
+
 def test_a_training_state_with_code_in_it_is_not_run(world, tmp_path):
     class Evil:
         def __reduce__(self):
@@ -518,6 +532,18 @@ def test_a_checkpoint_without_a_training_state_is_not_overwritten_by_resuming(wo
     with pytest.raises(UserError, match=r"holds a checkpoint but no training_state\.pt to go on from"):
         train_in(world, tmp_path, _config(iterations=2), resume=True)
     assert (tmp_path / "checkpoint.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("total", ["9" * 400, '"1"', "null", "[" * 100_000])
+def test_the_loss_log_ends_where_it_is_damaged(tmp_path, total):
+    log = tmp_path / "losses.jsonl"
+    lines = [{"iteration": k, "total": 1, "learning_rate": 0.1} for k in range(3)]
+    text = [json.dumps(line) for line in lines]
+    text[1] = text[1].replace('"total": 1', f'"total": {total}')
+    log.write_text("\n".join(text) + "\n")
+    assert len(read_loss_log(log)) == 1
+    draw_loss_curve(log, tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").exists()
 
 
 def test_lines_of_the_log_after_the_last_checkpoint_are_dropped(world, tmp_path):
