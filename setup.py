@@ -13,7 +13,7 @@ CORE = [
     "safetensors>=0.7,<1",  # weights without pickle
     "jsonargparse[signatures]>=4.48,<5",  # command line and TOML settings from typed signatures
     "tqdm>=4.66,<5",  # progress of long work
-    "matplotlib>=3.9,<4",  # the loss curve and the timelines of demo, train and plot
+    "matplotlib>=3.10.8,<4",  # the loss curve and the timelines of demo, train and plot
 ]
 VIDEO = [
     "av>=17.1,<20",  # decoding of video: wheels with FFmpeg inside; 15 to 17.0 crash on some files
