@@ -30,6 +30,10 @@ NAMES = (
     "thresholds",
     "manifests",
     "arrays",
+    "recordings",
+    "foreign-features",
+    "training-state",
+    "own-records",
     "names",
 )
 MORE_MEMORY = 1 << 30

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from disturbances import small_disk
 
 from ahernet.cli import main
 from ahernet.data.archive_writer import ArchiveWriter
@@ -431,6 +432,30 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(world, detections, box, refu
     os.mkfifo(box / "pipe")
     assert "pipe: " in refused("evaluate", detections, world[1], "--json", box / "pipe")
     assert (box / "pipe").is_fifo()
+
+
+def test_a_disk_that_is_only_for_reading_is_named(world, run, detections, box, tmp_path, refused):
+    features = tmp_path / "features"
+    features.mkdir()
+    np.save(features / "a.npy", np.ones((20, DIMENSION), np.float32))
+    outputs = {
+        "train": ("train", *world, "--out", box / "train", *QUICK),
+        "localize.json": ("localize", world[0], run, "--out", box / "localize.json"),
+        "shards": ("localize", world[0], run, "--out", box / "shards"),
+        "import.h5": ("import", features, "--out", box / "import.h5"),
+        "evaluate.json": ("evaluate", detections, world[1], "--json", box / "evaluate.json"),
+        "plot": ("plot", detections, "--out", box / "plot"),
+        "report.html": ("report", detections, world[1], "--out", box / "report.html"),
+        "log.jsonl": ("localize", world[0], run, "--out", tmp_path / "x.json", "--log-json", box / "log.jsonl"),
+    }
+    with small_disk(box, 1 << 22) as resize:
+        if resize is None:
+            pytest.skip("mounting is not permitted")
+        subprocess.run(["mount", "-o", "remount,ro", str(box)], check=True)
+        for name, command in outputs.items():
+            message = refused(*command)
+            assert name in message
+            assert "Read-only file system" in message
 
 
 def test_a_full_disk_leaves_nothing_half_written(world, run, detections, box, refused):

@@ -10,7 +10,9 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import matplotlib.font_manager  # noqa: F401  (makes folders of its own when it is first imported)
 import numpy as np
 import torch
 
@@ -27,14 +30,20 @@ from ahernet.commands.localization import read_thresholds
 from ahernet.config import read_config
 from ahernet.data.annotations import find_annotation_problems, read_annotations, read_class_names
 from ahernet.data.archive import open_archive
+from ahernet.data.archive_journal import open_journal
 from ahernet.data.archive_set import open_features
 from ahernet.data.array_files import read_array_file
 from ahernet.data.detection_shards import load_detections
 from ahernet.data.id_map import read_id_map
+from ahernet.data.importers import open_source
 from ahernet.data.inspection import format_inspection, inspect_archive
 from ahernet.data.moment_labels import read_moment_labels
+from ahernet.data.recordings import read_recordings
 from ahernet.errors import UserError
+from ahernet.experiments.runner import kept_result
 from ahernet.experiments.setting_file import read_setting
+from ahernet.training.loss_log import draw_loss_curve
+from ahernet.training.training_state import STATE_FORMAT, read_state
 
 GOLDEN = Path(__file__).parents[1] / "ahernet" / "golden" / "version-1"
 # What changes a file, a folder or another process, as Python announces it.
@@ -82,8 +91,16 @@ class Watch:
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             if writes and not isinstance(path, int) and not str(path).startswith((self._allowed, "/dev/null")):
                 self._seen.append(f"opens {path!r} for writing")
-        elif event in FORBIDDEN and not str(arguments[0] if arguments else "").startswith(self._allowed):
+        elif event in FORBIDDEN and not _place(event, arguments).startswith(self._allowed):
             self._seen.append(f"{event} {arguments!r:.200}")
+
+
+def _place(event: str, arguments: tuple[Any, ...]) -> str:
+    """What an event is about; where a tree is removed, names are of an open folder."""
+    path = str(arguments[0]) if arguments else ""
+    if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:
+        return str(Path(f"/proc/self/fd/{arguments[1]}").readlink() / path)
+    return path
 
 
 def run(reader: Reader, content: bytes, folder: Path, watch: Watch) -> bool:
@@ -303,6 +320,88 @@ def _setting(folder: Path, content: bytes) -> None:
     read_setting(_at(folder, "setting.toml", content), folder / "moments")
 
 
+def _recordings(folder: Path, content: bytes) -> None:
+    read_recordings(_at(folder, "recordings.npz", content))
+
+
+def _recording_seeds() -> list[bytes]:
+    file = io.BytesIO()
+    np.savez(
+        file,
+        x=np.arange(120, dtype=np.int8).reshape(40, 3),
+        scale=np.float32(0.5),
+        zero=np.zeros(3, np.float32),
+        rec_offset=np.array([0, 25, 40]),
+        rec_id=np.array(["one", "two"]),
+        subject=np.array([1, 2]),
+        rate_hz=np.float64(5),
+        seg_rec=np.array([0, 0, 1]),
+        seg_start=np.array([0.5, 2.0, 0.0]),
+        seg_end=np.array([1.5, 4.0, 3.0]),
+        seg_class=np.array([0, 1, 0]),
+        class_names=np.array(["run", "jump"]),
+    )
+    return [file.getvalue()]
+
+
+def _foreign(folder: Path, content: bytes) -> None:
+    with open_source(_at(folder, "features.h5", content)) as source:
+        for video in source.videos:
+            video.read()
+
+
+def _foreign_seeds() -> list[bytes]:
+    seeds = []
+    for names in (("a", "b"), ("a/c3d_features", "b/c3d_features")):
+        file = io.BytesIO()
+        with h5py.File(file, "w") as written:
+            for name in names:
+                written[name] = np.ones((3, 4), np.float32)
+        seeds.append(file.getvalue())
+    return seeds
+
+
+def _state(folder: Path, content: bytes) -> None:
+    read_state(_at(folder, "training_state.pt", content))
+
+
+def _state_seeds() -> list[bytes]:
+    file = io.BytesIO()
+    torch.save({"format": STATE_FORMAT, "iteration": 3, "networks": {"weight": torch.ones(2, 3)}}, file)
+    return [file.getvalue()]
+
+
+def _own_records(folder: Path, content: bytes) -> None:
+    """What commands go on with: a loss log, a result of an experiment, and what is left of an archive begun."""
+    kind, content = content[:1], content[1:]
+    if kind == b"l":
+        draw_loss_curve(_at(folder, "losses.jsonl", content), folder / "losses.png")
+    elif kind == b"r":
+        kept_result(_at(folder, "result.json", content), {}, {"seed": 0}, dict)
+    else:
+        partial = folder / "a.h5.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, good in PARTIAL.items():
+            (partial / name).write_bytes(good)
+        (partial / ("settings.json" if kind == b"s" else "journal.jsonl")).write_bytes(content)
+        with open_journal(folder / "a.h5", dimension=3, dtype="float16", settings={}):
+            pass
+
+
+def _partial() -> dict[str, bytes]:
+    """What a killed writer leaves."""
+    with tempfile.TemporaryDirectory() as folder, suppress(ZeroDivisionError):
+        out = Path(folder) / "a.h5"
+        with open_journal(out, dimension=3, dtype="float16", settings={}) as journal:
+            for name in "ab":
+                journal.add(name, np.ones((2, 3), np.float16), 1.0, "source", ["short"])
+            left = {path.name: path.read_bytes() for path in Path(f"{out}.partial").iterdir()}
+            raise ZeroDivisionError
+    return left
+
+
+PARTIAL = _partial()
 SETTING = b"""name = "a setting"
 [base]
 classes = "base.txt"
@@ -407,5 +506,18 @@ READERS = {
         (*JSON_WORDS, b'"../"', b'"shards"', b'"file"'),
     ),
     "arrays": Reader(_array_seeds, _arrays, (*NUMBERS, b"PK\x03\x04", b"\x93NUMPY", b"'descr': '|O'")),
+    "recordings": Reader(_recording_seeds, _recordings, (*NUMBERS, b"PK\x03\x04", b"\x93NUMPY", b"'descr': '|O'")),
+    "foreign-features": Reader(_foreign_seeds, _foreign, H5_WORDS),
+    "training-state": Reader(_state_seeds, _state, (b"PK\x01\x02", b"PK\x03\x04", b"ctorch\n", *NUMBERS)),
+    "own-records": Reader(
+        lambda: [
+            b'l{"iteration": 0, "total": 1.5, "learning_rate": 0.1}\n' * 2,
+            b'r{"seed": 0, "a": 1}',
+            b"s" + PARTIAL["settings.json"],
+            b"j" + PARTIAL["journal.jsonl"],
+        ],
+        _own_records,
+        (*JSON_WORDS, b'"rows"', b'"first"', b'"crc32"'),
+    ),
     "names": Reader(lambda: NAMES, _names, (*NUMBERS, b'"', b",", b"\n", b"\r", b"v_")),
 }
