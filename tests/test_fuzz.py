@@ -38,6 +38,22 @@ def test_good_files_are_taken_and_changed_ones_taken_or_refused(name, tmp_path, 
     assert not all(taken)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_files_cut_at_any_64th_and_flipped_bits_are_taken_or_refused(name, tmp_path, watch):
+    reader = READERS[name]
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for content in reader.seeds():
+        for part in range(64):
+            place = len(content) * part // 64
+            flipped = bytearray(content)
+            if flipped:
+                flipped[place] ^= 1 << part % 8
+            for damaged in (content[:place], bytes(flipped)):
+                signal.alarm(SLOWEST)
+                run(reader, damaged, tmp_path, watch)
+                signal.alarm(0)
+
+
 @pytest.mark.parametrize(
     ("read", "complaint"),
     [
