@@ -70,6 +70,8 @@ def _read_torch(path: Path) -> np.ndarray:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError("holds other Python objects than tensors, which are not loaded: they can run code") from error
+    except (IndexError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"damaged: tensors cannot be read ({type(error).__name__})") from error
     if isinstance(held, dict):
         named = {str(name): value for name, value in held.items()}
         held = named[_chosen(list(named), "tensor")]

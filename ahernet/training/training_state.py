@@ -1,7 +1,5 @@
 """The state of a run: what changes while training, how it is kept on disk and taken up again."""
 
-import pickle
-import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict
 from ahernet.data.zip_guard import check_torch
+from ahernet.device import is_out_of_memory
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
@@ -182,7 +181,9 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file raises nearly anything
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated or not a training state ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
