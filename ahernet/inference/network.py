@@ -22,7 +22,7 @@ def fused_rectified(convolution: nn.Module, x: Tensor) -> Tensor:
     if x.is_cuda and torch.version.cuda and not torch.compiler.is_compiling():
         picture: Tensor = torch.cudnn_convolution_relu(
             x.unsqueeze(2), convolution.weight.unsqueeze(2), convolution.bias,
-            *convolution.stride_and_padding, dilation=(1, 1), groups=1,
+            *convolution.stride_and_padding(x), dilation=(1, 1), groups=1,
         )  # fmt: skip
         return picture.squeeze(2)
     return rectified(convolution, x)

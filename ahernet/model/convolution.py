@@ -23,14 +23,17 @@ class Convolution(nn.Conv1d):
         if self.bias is not None:
             self.bias.fill_(bias)
 
-    @property
-    def stride_and_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def stride_and_padding(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of the same convolution over a picture one row high: only pictures may have their channels last."""
-        return (1, self.stride[0]), (0, 1)
+        # Of one step any stride makes one. With a stride of 2 most CPUs leave the gradient in bfloat16 undefined of the
+        # weights that then see padding alone; single precision keeps it, and with it the last bits of what was trained.
+        lone = x.dtype == torch.bfloat16 and x.shape[2] == 1
+        return (1, 1 if lone else self.stride[0]), (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes as above."""
-        return F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, *self.stride_and_padding).squeeze(2)
+        picture = F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, *self.stride_and_padding(x))
+        return picture.squeeze(2)
 
 
 def rectified(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -31,6 +31,23 @@ def test_it_is_the_convolution_of_torch_with_its_gradients(pair, steps):
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_in_bfloat16_no_gradient_is_left_undefined(pair, steps):
+    """PyTorch's own is, of weights that see padding alone; which memory it shows depends on what was there before."""
+    ours, theirs = pair
+    x = torch.randn(3, 6, steps, generator=torch.Generator().manual_seed(1)).bfloat16()
+    theirs(x.float()).square().sum().backward()
+    for _ in range(50):
+        junk = [torch.full((size,), torch.nan, dtype=dtype) for size in (90, 120, 180) for dtype in (x.dtype, None)]
+        del junk
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = ours(x)
+        result.float().square().sum().backward()
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=0.05, atol=0.1)
+
+
 def test_input_output_weight_and_gradient_have_their_channels_last(pair):
     ours, _ = pair
     result = rectified(ours, torch.randn(3, 8, 6).transpose(1, 2))

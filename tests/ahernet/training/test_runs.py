@@ -68,13 +68,6 @@ def test_the_log_has_the_terms_of_each_phase(world, tmp_path):
     )
 
 
-needs_defined_gradients = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
-    reason="before PyTorch 2.13 a CPU leaves the gradient in bfloat16 undefined of weights that see padding alone",
-)
-
-
-@needs_defined_gradients
 @pytest.mark.parametrize("run", ["aher", "aher*"])
 def test_training_in_bfloat16_works_and_keeps_float32_weights(world, tmp_path, run):
     train_in(world, tmp_path, small_config(run, **PHASES | {"training": {"iterations": 3, "precision": "bfloat16"}}))
@@ -84,7 +77,6 @@ def test_training_in_bfloat16_works_and_keeps_float32_weights(world, tmp_path, r
     assert all(np.isfinite(list(entry.values())).all() for entry in entries)
 
 
-@needs_defined_gradients
 def test_bfloat16_changes_the_losses_a_little(world, tmp_path):
     for precision in ("float32", "bfloat16"):
         train_in(world, tmp_path / precision, small_config("aherR", training={"iterations": 1, "precision": precision}))
