@@ -61,12 +61,13 @@ class Training:
 
     def call(self, batch: IterationBatch) -> Tensor:
         """Return the sum of the losses of all steps, having done everything else."""
-        take = take_steps if self.run.captured is None else self.run.captured.take
-        return take(self.run, batch, "main")["total"].float()
+        if self.run.captured is None:
+            return self.eager(batch)
+        return self.run.captured.take(self.run, batch, "main")["total"].float()
 
     def eager(self, batch: IterationBatch) -> Tensor:
         """The same, launch by launch."""
-        return take_steps(self.run, batch, "main")["total"].float()
+        return take_steps(self.run, [batch], "main")["total"].float()
 
     def peer(self, batch: IterationBatch) -> Tensor:
         """The same with matching and losses in the form that is common elsewhere."""

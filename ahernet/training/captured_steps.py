@@ -50,7 +50,7 @@ class CapturedSteps:
             self._phase, self._eager, self._captured = phase, EAGER, None
         if self._eager > 0:
             self._eager -= 1
-            return take_steps(run, batch, phase)
+            return take_steps(run, [batch], phase)
         if self._captured is None or not copied(batch, self._captured.batch):
             room = with_room(batch, None if self._captured is None else self._captured.batch)
             self._captured = None  # its memory is free before more is taken
@@ -64,7 +64,7 @@ class CapturedSteps:
         run.optimizer.zero_grad(set_to_none=True)  # gradients are to have memory of the graph
         # Only this thread is held to what capture forbids: another one reads ahead.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            terms = take_steps(run, batch, phase)
+            terms = take_steps(run, [batch], phase)
             values = torch.stack([term.float() for term in terms.values()])
         return _Captured(graph, batch, tuple(terms), values)
 

@@ -21,7 +21,7 @@ from ahernet.training.captured_steps import EAGER
 from ahernet.training.iteration_batches import Phase, phase_ranges
 from ahernet.training.loss_log import log_line
 from ahernet.training.ranks import join_ranks
-from ahernet.training.trainer import computing_on, read_batch, read_losses, total_iterations, train_iteration
+from ahernet.training.trainer import computing_on, read_batch, read_losses, total_iterations, train_within_memory
 from ahernet.training.training_data import TrainingData, select_training_data
 from ahernet.training.training_state import Run, new_run, write_state
 
@@ -193,14 +193,15 @@ def _try_phase(run: Run, data: TrainingData, device: torch.device, phase: Phase,
     warm_up = min(before, len(tried) - 1)
     unread: list[dict[str, torch.Tensor]] = []
     began = start = time.monotonic()
-    with read_ahead(partial(read_batch, run, data, device), tried) as batches:
+    read = partial(read_batch, run, data, device)
+    with read_ahead(read, tried) as batches:
         while len(unread) < len(tried):
             if len(unread) == warm_up:
                 _wait(device)
                 start = time.monotonic()
             with run.ranks.together():
-                iteration, batch = next(batches)
-            unread.append(train_iteration(run, batch, iteration))
+                iteration, parts = next(batches)
+            unread.append(train_within_memory(run, parts, iteration, read))
             if len(unread) > warm_up and run.ranks.any(time.monotonic() - began > PATIENCE):
                 break
         _wait(device)
@@ -216,7 +217,7 @@ def _try_reading(run: Run, data: TrainingData) -> tuple[int, float]:
     start = time.monotonic()
     batches = [read_batch(run, data, torch.device("cpu"), iteration) for iteration in range(max(0, end - READ), end)]
     seconds = time.monotonic() - start
-    parts = [part for batch in batches for part in (batch.untrimmed, batch.moments, batch.neighbours)]
+    parts = [part for batch in batches for own in batch for part in (own.untrimmed, own.moments, own.neighbours)]
     count = sum(part.rows.nbytes for part in parts if part is not None)
     return count // len(batches), count / seconds
 

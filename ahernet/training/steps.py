@@ -79,11 +79,19 @@ class ClassRows:
     moments: Tensor
 
 
+class Observed(NamedTuple):
+    """What `SegmentClassifier.observe` is to note of a batch: features of its segments, and their classes' rows."""
+
+    pooled: list[Tensor]
+    rows: Tensor
+
+
 class StepLoss(NamedTuple):
-    """The weighted loss of one step, and its terms as they go into the log."""
+    """The weighted loss of one step, its terms as they go into the log, and what it has observed."""
 
     loss: Tensor
     terms: dict[str, Tensor]
+    observed: Observed | None = None
 
 
 class _Seen(NamedTuple):
@@ -199,28 +207,26 @@ def _segments(
         if sequence is not None and segments is not None
     ]
     pooled = pool_segments(localizer.backbone(torch.cat([sequence for _, sequence, _, _ in sets])))
-    observed = torch.cat([own[labels] for _, _, labels, own in sets])
-    classifier.observe(*_of_all_ranks(pooled, observed, len(sets), config.training.batch_size, ranks))
+    own_rows = torch.cat([own[labels] for _, _, labels, own in sets])
+    observed = _of_all_ranks([x.detach() for x in pooled], own_rows, len(sets), config.training.batch_size, ranks)
     parts = zip(*(torch.split(x, [len(labels) for _, _, labels, _ in sets]) for x in pooled), strict=True)
     terms = {
         name: segment_loss(segment_logits(list(part), classifier.class_weights().select(own)), labels, ranks)
         for part, (name, _, labels, own) in zip(parts, sets, strict=True)
     }
-    return StepLoss(config.loss.segment * torch.stack(list(terms.values())).sum(), terms)
+    return StepLoss(config.loss.segment * torch.stack(list(terms.values())).sum(), terms, observed)
 
 
-def _of_all_ranks(
-    pooled: list[Tensor], rows: Tensor, sets: int, batch_size: int, ranks: Ranks
-) -> tuple[list[Tensor], Tensor]:
+def _of_all_ranks(pooled: list[Tensor], rows: Tensor, sets: int, batch_size: int, ranks: Ranks) -> Observed:
     """Return pooled features and class rows of the segments of all ranks, in the order that one process has them."""
     if ranks.count == 1:
-        return pooled, rows
+        return Observed(pooled, rows)
     gathered = (
         ranks.gather(rearrange(values, "(set item) ... -> item set ...", set=sets), batch_size)
         for values in (torch.cat(pooled, dim=1).float(), rows)
     )
     features, rows = (rearrange(values, "item set ... -> (set item) ...") for values in gathered)
-    return [features], rows
+    return Observed([features], rows)
 
 
 class _Contexts(NamedTuple):

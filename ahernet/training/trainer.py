@@ -23,9 +23,9 @@ from ahernet.checkpoint import save_checkpoint
 from ahernet.config import Config, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import cpu_threads, launches_on
+from ahernet.device import cpu_threads, is_out_of_memory, launches_on
 from ahernet.errors import UserError
-from ahernet.event_log import inform
+from ahernet.event_log import inform, warn
 from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
 from ahernet.progress import ProgressBar
@@ -181,8 +181,8 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
     ):
         while run.iteration < end:
             with ranks.together():
-                iteration, batch = next(batches)
-            unread.append(train_iteration(run, batch, iteration))
+                iteration, parts = next(batches)
+            unread.append(train_within_memory(run, parts, iteration, partial(read_batch, run, data, device)))
             stop = ranks.any(stop_requested())
             save = stop or run.iteration % settings.checkpoint_every == 0
             last = run.iteration == end
@@ -207,21 +207,53 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
                 raise KeyboardInterrupt(f"stopped after iteration {run.iteration}; {folder} can be resumed")
 
 
-def read_batch(run: Run, data: TrainingData, device: torch.device, iteration: int) -> IterationBatch:
-    """Read this process's part of the batch of an iteration to where it is computed."""
-    return read_iteration(data.untrimmed, data.moments, run.config, iteration, run.ranks).to(device)
+def read_batch(run: Run, data: TrainingData, device: torch.device, iteration: int) -> Sequence[IterationBatch]:
+    """Read this process's part of the batch of an iteration, in `run.parts` parts, to where it is computed."""
+    ranks = [run.ranks] if run.parts == 1 else [Ranks(number, run.parts) for number in range(run.parts)]
+    return [read_iteration(data.untrimmed, data.moments, run.config, iteration, own).to(device) for own in ranks]
 
 
-def train_iteration(run: Run, batch: IterationBatch, iteration: int) -> dict[str, torch.Tensor]:
+def train_iteration(run: Run, parts: Sequence[IterationBatch], iteration: int) -> dict[str, torch.Tensor]:
     """Do all steps of one iteration and return the terms of their losses, still on the device."""
     settings, phase = run.config.training, phase_of(run.config.method, iteration)
     adversaries = settings.adversarial_rate if phase == "main" else 1.0
     rate = learning_rate(run.config, iteration)
     set_learning_rates(run.optimizer, rate, settings.classifier_rate, settings.transfer_rate, adversaries)
-    terms = take_steps(run, batch, phase) if run.captured is None else run.captured.take(run, batch, phase)
+    if run.captured is not None and len(parts) == 1:
+        terms = run.captured.take(run, parts[0], phase)
+    else:
+        terms = take_steps(run, parts, phase)
     run.iteration = iteration + 1
     run.update_average()
     return terms
+
+
+def train_within_memory(
+    run: Run, parts: Sequence[IterationBatch], iteration: int, read: Callable[[int], Sequence[IterationBatch]]
+) -> dict[str, torch.Tensor]:
+    """As `train_iteration`; where memory is short, the batch is read again and computed in parts of half the size."""
+    while True:
+        try:
+            return train_iteration(run, parts, iteration)
+        except (MemoryError, RuntimeError) as error:
+            if run.iteration != iteration:  # the steps are taken, and must not be again
+                raise
+            _halve_parts(run, len(parts), error)
+        parts = read(iteration)
+
+
+def _halve_parts(run: Run, tried: int, error: Exception) -> None:
+    """Divide batches into more parts than were `tried` in vain; raise again what is no lack of memory or final."""
+    alone = run.ranks.count == 1  # several would have to agree, and wait for one another meanwhile
+    if not (alone and is_out_of_memory(error) and 2 * tried <= run.config.training.batch_size):
+        raise error
+    run.captured = None
+    run.optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if run.parts <= tried:  # or the batch was read before they became more
+        run.parts = 2 * tried
+        warn(f"train: out of memory, goes on with every batch in {run.parts} parts, whose gradients are added up")
 
 
 def read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:

@@ -39,6 +39,7 @@ class Run:
         iteration: how many iterations the networks have seen.
         ranks: that train the same networks together, fixed.
         captured: what takes the steps of an iteration, or None where nothing is captured.
+        parts: how many each batch is divided into, which are computed in turn: more than 1 once memory was short.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Run:
     iteration: int
     ranks: Ranks = ALONE
     captured: CapturedSteps | None = None
+    parts: int = 1
 
     def best_localizer(self) -> Localizer:
         """Return the localizer to use: the average where there is one."""

@@ -168,3 +168,13 @@ def ground_truth_of(*videos: list[tuple[float, float, int]]) -> GroundTruth:
         torch.tensor([row[2] for row in rows], dtype=torch.int64),
         torch.tensor([0, *np.cumsum([len(video) for video in videos]).tolist()]),
     )
+
+
+def assert_same_gradients(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Hold the gradients and buffers of two networks to be the same but for rounding."""
+    for (name, x), y in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (x.grad is None) == (y.grad is None), name
+        if x.grad is not None:
+            torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=2e-6 * max(1.0, x.grad.abs().max().item()))
+    for (name, x), y in zip(one.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-6, msg=name)

@@ -46,7 +46,7 @@ def test_a_batch_with_room_trains_as_the_batch_does_bit_for_bit(world, run):
         trained = []
         for given in (batch, room):
             state = new_run(config, data, CPU)
-            terms = take_steps(state, given, phase)
+            terms = take_steps(state, [given], phase)
             trained.append({**terms, **state.networks.state_dict()})
         for name, expected in trained[0].items():
             assert torch.equal(trained[1][name], expected), (phase, name)
@@ -87,11 +87,11 @@ class _Replayed(CapturedSteps):
 
     def _capture(self, run, batch, phase):
         self.captures += 1
-        terms = take_steps(deepcopy(run), batch, phase)
+        terms = take_steps(deepcopy(run), [batch], phase)
         values = torch.stack([torch.zeros(())] * len(terms))
 
         def replay():
-            values.copy_(torch.stack([term.float() for term in take_steps(run, batch, phase).values()]))
+            values.copy_(torch.stack([term.float() for term in take_steps(run, [batch], phase).values()]))
 
         return _Captured(SimpleNamespace(replay=replay), batch, tuple(terms), values)
 
@@ -105,7 +105,7 @@ def test_replayed_iterations_of_all_phases_train_as_eager_ones(world):
     seen = []
     for iteration in range(total_iterations(config)):
         batch = read_iteration(data.untrimmed, data.moments, config, iteration)
-        terms = [train_iteration(run, batch, iteration) for run in (eager, replayed)]
+        terms = [train_iteration(run, [batch], iteration) for run in (eager, replayed)]
         assert terms[0].keys() == terms[1].keys()
         seen.append(terms)
     for one, other in seen:  # that no later iteration has written over

@@ -65,13 +65,13 @@ def test_reading_counts_the_rows_of_videos_moments_and_their_neighbours(world, e
 
 def test_only_a_few_iterations_of_a_long_phase_are_tried(world, tmp_path, monkeypatch):
     seen = []
-    step = module.train_iteration
+    step = module.train_within_memory
 
-    def watched(run, batch, iteration):
+    def watched(run, parts, iteration, read):
         seen.append(iteration)
-        return step(run, batch, iteration)
+        return step(run, parts, iteration, read)
 
-    monkeypatch.setattr(module, "train_iteration", watched)
+    monkeypatch.setattr(module, "train_within_memory", watched)
     config = small_config("aher*", training={"iterations": 10**6})
     assert _estimate(world, tmp_path, config).phases[0].iterations == 10**6
     assert seen == list(range(module.WARM_UP + module.TIMED))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from threaded_ranks import in_threads
-from training_worlds import data_of, small_config
+from training_worlds import assert_same_gradients, data_of, small_config
 
 from ahernet.config import RUNS
 from ahernet.errors import UserError
@@ -110,16 +110,7 @@ def _after_an_iteration(run, data, iteration, ranks):
     run = deepcopy(run)
     run.ranks = ranks
     batch = read_iteration(data.untrimmed, data.moments, run.config, iteration, ranks)
-    return train_iteration(run, batch, iteration), run
-
-
-def _assert_the_same(one, other):
-    for (name, x), y in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert (x.grad is None) == (y.grad is None), name
-        if x.grad is not None:
-            torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=2e-6 * max(1.0, x.grad.abs().max().item()))
-    for (name, x), y in zip(one.named_buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-6, msg=name)
+    return train_iteration(run, [batch], iteration), run
 
 
 @pytest.mark.parametrize(("run", "preset"), [*((run, "tuned") for run in RUNS if run != "aherA-"), ("aher", "paper")])
@@ -141,7 +132,7 @@ def test_the_gradients_of_the_parts_add_up_to_those_of_the_batch(world, run, pre
         for name, value in expected.items():
             torch.testing.assert_close(sum(terms[name] for terms, _ in found), value, rtol=1e-5, atol=1e-7)
         for _, run_of_rank in found:
-            _assert_the_same(alone.networks, run_of_rank.networks)
+            assert_same_gradients(alone.networks, run_of_rank.networks)
 
 
 def test_borrowed_background_comes_from_the_videos_of_all_processes(world):
@@ -156,13 +147,13 @@ def test_borrowed_background_comes_from_the_videos_of_all_processes(world):
         batch = read_iteration(data.untrimmed, data.moments, config, 2, ranks)
         own = has[ranks.part(BATCH)]
         batch = batch._replace(surroundings=batch.surroundings._replace(has_before=own, has_after=own))
-        return train_iteration(run, batch, 2), run
+        return train_iteration(run, [batch], 2), run
 
     for has in ([0, 0, 0, 0, 1], [0, 1, 0, 1, 0]):
         has = torch.tensor(has, dtype=torch.bool)
         _, alone = without(ALONE, has)
         for _, run_of_rank in in_threads(2, lambda ranks, has=has: without(ranks, has)):
-            _assert_the_same(alone.networks, run_of_rank.networks)
+            assert_same_gradients(alone.networks, run_of_rank.networks)
 
 
 @pytest.mark.parametrize("bucket", [1, 100, 1 << 20])

@@ -51,7 +51,7 @@ def test_no_iteration_needs_an_algorithm_that_is_refused(world, tmp_path, run, p
     for iteration in first_of_phase.values():
         batch = read_iteration(data.untrimmed, data.moments, config, iteration)
         with watch:
-            trainer.train_iteration(state, batch, iteration)
+            trainer.train_iteration(state, [batch], iteration)
     assert "aten::convolution_backward" in watch.seen
     assert not watch.refused
 

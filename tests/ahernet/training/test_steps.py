@@ -168,7 +168,7 @@ def _changed_parts(world, name, step, monkeypatch, folder):
     iteration = _iteration_of(config, case.phase)
     batch = read_iteration(data.untrimmed, data.moments, config, iteration)
     monkeypatch.setattr(take_steps, "step_losses", lambda *arguments: {step: step_losses(*arguments)[step]})
-    trainer.train_iteration(run, batch, iteration)
+    trainer.train_iteration(run, [batch], iteration)
     return {
         part
         for part in PARTS
@@ -291,7 +291,7 @@ def test_an_iteration_adds_up_the_gradients_of_its_steps(world, name, monkeypatc
             if gradient is not None and id(parameter) in allowed:
                 expected[next(k for k, other in enumerate(parameters) if other is parameter)] += gradient
     monkeypatch.setattr(run.optimizer, "step", lambda: None)
-    trainer.train_iteration(run, batch, iteration)
+    trainer.train_iteration(run, [batch], iteration)
     for parameter, gradient in zip(parameters, expected, strict=True):
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
@@ -303,9 +303,9 @@ def test_the_gradients_of_one_iteration_do_not_add_to_those_of_the_next(world, m
     run = start_or_resume(tmp_path, config, data, CPU, resume=False)
     batch = read_iteration(data.untrimmed, data.moments, config, 0)
     monkeypatch.setattr(run.optimizer, "step", lambda: None)
-    trainer.train_iteration(run, batch, 0)
+    trainer.train_iteration(run, [batch], 0)
     first = [parameter.grad.clone() for parameter in run.networks.parameters()]
-    trainer.train_iteration(run, batch, 0)
+    trainer.train_iteration(run, [batch], 0)
     for parameter, gradient in zip(run.networks.parameters(), first, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 

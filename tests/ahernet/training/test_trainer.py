@@ -150,7 +150,7 @@ def _moved(world, folder, config, iteration):
     """How far the first step of Adam takes each part: the learning rate, where there is a gradient."""
     run, data = _state(world, folder, config)
     before = deepcopy(run.networks)
-    trainer.train_iteration(run, read_iteration(data.untrimmed, data.moments, config, iteration), iteration)
+    trainer.train_iteration(run, [read_iteration(data.untrimmed, data.moments, config, iteration)], iteration)
     return {
         part: max(
             (a - b).abs().max().item()
@@ -178,7 +178,7 @@ def test_gradients_of_every_network_are_clipped(world, tmp_path, monkeypatch):
     config = small_config("aher", method={"context_iterations": 0}, training={"gradient_clip": 1e-3})
     run, data = _state(world, tmp_path, config)
     monkeypatch.setattr(run.optimizer, "step", lambda: None)
-    trainer.train_iteration(run, read_iteration(data.untrimmed, data.moments, config, 0), 0)
+    trainer.train_iteration(run, [read_iteration(data.untrimmed, data.moments, config, 0)], 0)
     for network in run.networks.children():
         norm = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm()
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
