@@ -11,7 +11,8 @@ from ahernet.data.archive_writer import ArchiveWriter
 DIMENSION = 6
 CLASSES = ("jump", "fall", "run")
 LENGTHS = (30, 1, 700, 512, 3)
-LONG = (0, 2, 3)  # the others repeat a row or three, so that candidates tie but for the last digit
+# The others repeat a row or three, so that candidates tie but for the last digit, which depends on the CPU.
+LONG = (0, 2, 3)
 DURATIONS = (15.0, 0.5, 350.0, 300.0, 2.0)
 MODEL = ModelConfig(feature_dimension=DIMENSION, width=1 / 128, minimum_channels=4)
 

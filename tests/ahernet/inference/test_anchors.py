@@ -3,7 +3,7 @@ from dataclasses import replace
 import ahernet_kernels as kernels
 import pytest
 import torch
-from inference_references import CLASSES, LENGTHS, anchor_segments, assert_found, suppressed
+from inference_references import CLASSES, LONG, anchor_segments, assert_found, suppressed
 
 from ahernet.config import InferenceConfig
 from ahernet.inference import anchors
@@ -70,7 +70,7 @@ def _shown(cells, start, end):
 )
 def test_detections_equal_a_box_by_box_form(localizer, batch, config):
     found = AnchorStep(localizer, config)(*batch)
-    for b in range(len(LENGTHS)):
+    for b in LONG:
         rows = batch[0][batch[1][b] : batch[1][b + 1]]
         sequence = kernels.resample(rows, torch.tensor([0, len(rows)]), 512)
         assert_found(found, b, _naive(localizer, config, sequence))
@@ -116,7 +116,7 @@ def test_padding_is_zero_and_beyond_the_count_only(localizer, batch):
 def test_the_result_for_a_video_does_not_depend_on_its_neighbours(localizer, batch):
     step = AnchorStep(localizer, InferenceConfig())
     together = step(*batch)
-    for b in range(len(LENGTHS)):
+    for b in LONG:
         rows = batch[0][batch[1][b] : batch[1][b + 1]]
         alone = step(rows, torch.tensor([0, len(rows)]))
         assert alone.counts[0] == together.counts[b]
@@ -192,7 +192,7 @@ def test_the_step_exports_with_any_number_of_rows_and_videos(localizer, batch, c
 def test_chosen_classes_compete_with_one_another_alone(localizer, batch, class_rows):
     config = InferenceConfig(class_score="product", nms_threshold=0.5)
     found = AnchorStep(localizer, config, torch.tensor(class_rows))(*batch)
-    for b in range(len(LENGTHS)):
+    for b in LONG:
         rows = batch[0][batch[1][b] : batch[1][b + 1]]
         sequence = kernels.resample(rows, torch.tensor([0, len(rows)]), 512)
         assert_found(found, b, _naive(localizer, config, sequence, class_rows))
