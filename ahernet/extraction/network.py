@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahernet.device import choose_device, to_device
+from ahernet.device import choose_device, is_out_of_memory, to_device
 from ahernet.errors import UserError
+from ahernet.event_log import warn
 from ahernet.extraction.backbones import Backbone, prepare_clips
 from ahernet.extraction.weights import load_network
 
@@ -36,6 +37,7 @@ class ClipNetwork:
         self.device = choose_device(device)
         network, self.weights = load_network(backbone, weights)
         self._network = network.requires_grad_(False).to(self.device)
+        self._most_clips: int | None = None  # at a time, once memory was short
 
     def describe(self) -> dict[str, Any]:
         """Return everything that the features of a clip depend on, as JSON can hold it."""
@@ -55,7 +57,7 @@ class ClipNetwork:
         Raises:
             UserError: the network returns something else.
         """
-        features = self._compute(to_device(torch.from_numpy(clips), self.device)).float()
+        features = self._compute_within_memory(to_device(torch.from_numpy(clips), self.device)).float()
         expected = (len(clips), self.backbone.dimension)
         if features.shape != expected:
             raise UserError(
@@ -73,6 +75,23 @@ class ClipNetwork:
             return rows
 
         return wait
+
+    def _compute_within_memory(self, clips: Tensor) -> Tensor:
+        """Compute at once, or once memory was short some at a time: fewer round otherwise, in the last digits."""
+        while True:
+            tried = min(self._most_clips or len(clips), len(clips))
+            try:
+                return torch.cat([self._compute(part) for part in torch.split(clips, tried)])
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or tried == 1:
+                    raise
+            self._most_clips = tried // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warn(
+                f"extract: out of memory, goes on with {self._most_clips:,} clips at a time; features may differ in "
+                "their last digits from those of a run with more room"
+            )
 
     @torch.inference_mode()
     def _compute(self, clips: Tensor) -> Tensor:
