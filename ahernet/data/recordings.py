@@ -186,7 +186,7 @@ def read_recordings(path: Path) -> Recordings:
             check_npz(path)
         data = np.load(path, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: expected an npz file of recordings, got a single array")
+            raise UserError("expected an npz file of recordings, got a single array")
         with data:
             arrays = {key: data[key] for key in _KEYS if key in data.files}
     except FileNotFoundError as error:
