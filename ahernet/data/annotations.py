@@ -101,7 +101,7 @@ class Annotations:
                 labels = tuple(video.labels[row] for row in rows)
                 videos[key] = replace(video, segments=video.segments[rows], labels=labels)
         if not videos:
-            raise UserError(f"{self.source}: no video has an instance of {', '.join(sorted(wanted)):.200}")
+            raise UserError(f"{self.source}: no video has an instance of {', '.join(sorted(wanted)):.200}; give others")
         return Annotations(videos, self.source)
 
     def classes(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ def read_annotations(path: Path, categories: Path | None = None, subsets: Path |
     else:
         videos = _from_table(path, text, names)
     if not videos:
-        raise UserError(f"{path}: holds no video")
+        raise UserError(f"{path}: holds no video, expected at least one")
     if subsets is not None:
         videos = _with_subsets(path, videos, Path(subsets))
     return Annotations(videos, str(path))
@@ -398,13 +398,13 @@ def _with_subsets(path: Path, videos: dict[str, VideoAnnotations], subsets: Path
         if not video_id or not subset:
             raise UserError(f"{subsets}: video {video_id!r} has subset {subset!r}, expected two names")
         if listed.setdefault(video_id, subset) != subset:
-            raise UserError(f"{subsets}: video {video_id!r} is in two subsets")
+            raise UserError(f"{subsets}: video {video_id!r} is in two subsets, expected one")
     pairs = match_video_ids(videos, listed)
     missing = [key for key in videos if key not in pairs]
     if missing:
         raise UserError(
             f"{subsets}: lists no subset for {len(missing)} of the {len(videos)} videos of {path}, "
-            f"for example {missing[0]!r}"
+            f"for example {missing[0]!r}; expected one for each"
         )
     return {key: replace(video, subset=listed[pairs[key]]) for key, video in videos.items()}
 

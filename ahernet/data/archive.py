@@ -137,7 +137,7 @@ class FeatureArchive:
         try:
             return self._positions[video_id]
         except KeyError:
-            raise UserError(f"{self.path}: has no video {video_id!r}") from None
+            raise UserError(f"{self.path}: has no video {video_id!r}, expected one of its {len(self):,}") from None
 
     def read(self, positions: Sequence[int] | NDArray[np.int64]) -> tuple[np.ndarray, np.ndarray]:
         """Read the rows of several videos into one new array.
@@ -254,7 +254,7 @@ def _read_tables(path: Path, file: h5py.File) -> FeatureArchive:
     checksums = _table(path, file, "crc32", "<u4")
     count = len(encoded)
     if not count:
-        raise UserError(f"{path}: holds no video")
+        raise UserError(f"{path}: holds no video, expected at least one")
     for name, table, expected in (
         ("offsets", offsets, count + 1),
         ("durations", durations, count),

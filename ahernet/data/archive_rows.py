@@ -225,7 +225,7 @@ class HDF5Rows:
             self._features = guarded_dataset(self._file, self._path, "features")
             self._process = os.getpid()
             if self._features.shape != self._shape:
-                raise UserError(f"{self._path}: the file changed while it was in use")
+                raise UserError(f"{self._path}: the file changed while it was in use, start again")
         for first, last, at in spans.tolist():
             try:
                 target[at : at + last - first] = self._features[first:last]

@@ -188,7 +188,9 @@ def check_uniform(archives: Sequence[FeatureArchive]) -> None:
         for name in ("dimension", "dtype", "origin"):
             here, there = getattr(first, name), getattr(other, name)
             if here != there:
-                raise UserError(f"{other.path}: its {name} is {there!s}, that of {first.path} is {here!s}")
+                raise UserError(
+                    f"{other.path}: its {name} is {there!s}, that of {first.path} is {here!s}; expected the same"
+                )
 
 
 def _check_listed(manifest: Path, item: ListedArchive, archive: FeatureArchive) -> None:
@@ -196,7 +198,7 @@ def _check_listed(manifest: Path, item: ListedArchive, archive: FeatureArchive) 
     if (videos, rows) != (item.videos, item.rows):
         raise UserError(
             f"{archive.path}: has {videos:,} videos and {rows:,} rows, "
-            f"{manifest} says {item.videos:,} and {item.rows:,}"
+            f"{manifest} says {item.videos:,} and {item.rows:,}; write the manifest again"
         )
 
 
@@ -232,7 +234,9 @@ def _refuse_repeated(archives: Sequence[FeatureArchive]) -> None:
     for archive in archives:
         for video_id in archive.ids:
             if video_id in owner:
-                raise UserError(f"{archive.path}: holds video {video_id!r}, as {owner[video_id]} does")
+                raise UserError(
+                    f"{archive.path}: holds video {video_id!r}, as {owner[video_id]} does; expected it in one"
+                )
             owner[video_id] = archive.path
 
 

@@ -276,7 +276,7 @@ def prepare_features(video_id: str, features: np.ndarray, dimension: int, dtype:
         raise UserError(f"video {video_id!r}: no rows of features, expected at least one")
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise UserError(f"video {video_id!r}: NaN or infinite features, first in row {row}")
+        raise UserError(f"video {video_id!r}: NaN or infinite features, first in row {row}; expected finite ones")
     limit = FLOAT16_MAX if dtype == "float16" else float(np.finfo(np.float32).max)
     largest = max(abs(float(features.max())), abs(float(features.min())))
     if largest > limit:

@@ -69,9 +69,11 @@ def _read_torch(path: Path) -> np.ndarray:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise UserError("holds other Python objects than tensors, which are not loaded: they can run code") from error
+        raise UserError(
+            "holds other Python objects than tensors, which are not loaded: they can run code; save tensors alone"
+        ) from error
     except (IndexError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"damaged: tensors cannot be read ({type(error).__name__})") from error
+        raise UserError(f"damaged: tensors cannot be read ({type(error).__name__}); copy the file again") from error
     if isinstance(held, dict):
         named = {str(name): value for name, value in held.items()}
         held = named[_chosen(list(named), "tensor")]
@@ -81,7 +83,7 @@ def _read_torch(path: Path) -> np.ndarray:
     if not plain or held.is_complex():
         raise UserError(f"holds a tensor of {held.dtype} that is not a plain array of real numbers")
     if held.numel() * held.element_size() > size:  # a view can repeat one stored number without end
-        raise UserError(f"tensor of shape {tuple(held.shape)} in a file of {size:,} bytes")
+        raise UserError(f"tensor of shape {tuple(held.shape)} in a file of {size:,} bytes; save a clone of it")
     held = held.detach()
     return (held.float() if held.dtype == torch.bfloat16 else held).numpy()
 
@@ -119,7 +121,7 @@ def _number(text: str) -> float | None:
 
 def _without_row_numbers(rows: np.ndarray) -> np.ndarray:
     if not np.array_equal(rows[:, 0], np.arange(len(rows))):
-        raise UserError("the first column has no name and does not number the rows")
+        raise UserError("the first column has no name and does not number the rows, expected 0, 1, 2, ...")
     return rows[:, 1:]
 
 

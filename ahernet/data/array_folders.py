@@ -28,7 +28,7 @@ def open_folder(folder: Path) -> ForeignSource:
         raise UserError(f"{folder}: cannot read this folder ({error.strerror})") from error
     arrays = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not arrays:
-        raise UserError(f"{folder}: holds no {_listed(SUFFIXES, 'or')} files ({_others(files)})")
+        raise UserError(f"{folder}: holds no {_listed(SUFFIXES, 'or')} files ({_others(files)}), expected one a video")
     found = [suffix for suffix in SUFFIXES if any(file.suffix.lower() == suffix for file in arrays)]
     videos = [
         ForeignVideo(file.stem, str(file), functools.partial(_read, file), functools.partial(file_version, file))

@@ -147,11 +147,11 @@ def joined_detections(source: Path, parts: Sequence[Detections], classes: Sequen
     for part in parts:
         unknown = [name for name in part.classes if name not in number]
         if unknown:
-            raise UserError(f"{source}: class {unknown[0]!r} is none that the manifest names")
+            raise UserError(f"{source}: class {unknown[0]!r} is none that the manifest names, expected one of these")
     video_ids = tuple(video_id for part in parts for video_id in part.video_ids)
     twice = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
     if twice:
-        raise UserError(f"{source}: video {twice[0]!r} is in two shards")
+        raise UserError(f"{source}: video {twice[0]!r} is in two shards, expected in one")
     starts = np.cumsum([0, *(len(part.video_ids) for part in parts)])
     maps = [np.array([number[name] for name in part.classes], np.int64) for part in parts]
     return Detections(

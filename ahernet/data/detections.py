@@ -229,7 +229,7 @@ def _checked_row(place: str, video_id: str, label: str, start: float, end: float
     if not (math.isfinite(start) and math.isfinite(end) and math.isfinite(score)):
         raise UserError(f"{place}: start, end and score: expected finite numbers")
     if end < start:
-        raise UserError(f"{place}: the segment ends before it starts ({start:g} to {end:g})")
+        raise UserError(f"{place}: the segment ends before it starts ({start:g} to {end:g}), expected start <= end")
     return video_id, label, start, end, score
 
 

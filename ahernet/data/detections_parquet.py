@@ -34,7 +34,7 @@ def require_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise UserError("Parquet files need pyarrow: pip install 'ahernet[parquet]'") from error
+        raise UserError("Parquet files: need pyarrow; install it with pip install 'ahernet[parquet]'") from error
 
 
 def write_parquet(path: Path, detections: Detections) -> None:
@@ -97,7 +97,7 @@ def read_parquet(path: Path) -> Detections:
             scores=_floats(table, "score"),
         )
     except (ValueError, KeyError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: expected detections as localize writes them ({error})") from error
 
 
 def _dictionary(numbers: np.ndarray, names: tuple[str, ...]) -> "pyarrow.DictionaryArray":

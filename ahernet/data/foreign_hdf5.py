@@ -82,7 +82,7 @@ class _Budget:
 
 def _layout(file: h5py.File, path: Path) -> str:
     if _is_archive(file, path):
-        raise UserError(f"{path}: is an ahernet archive already, nothing to import")
+        raise UserError(f"{path}: is an ahernet archive already, use it as it is")
     sampled = [_layout_of_member(file, path, name) for name in islice(file, SAMPLED)]
     layout, count = Counter(sampled).most_common(1)[0] if sampled else (None, 0)
     if layout is None or 2 * count <= len(sampled):
@@ -162,11 +162,11 @@ def _read_summary(file: h5py.File, path: Path, name: str, budget: _Budget) -> Fo
     rows = _rows(file, path, f"{name}/features", budget)
     counted = guarded_dataset(file, path, f"{name}/n_frames")
     if counted.size != 1 or counted.dtype.kind not in "iuf":
-        raise UserError(f"{path}: {name}/n_frames is no number")
+        raise UserError(f"{path}: {name}/n_frames is no number, expected a count of frames")
     frames = float(counted[...].reshape(-1)[0])
     picks = _picks(file, path, name)
     if len(picks) != len(rows):
-        raise UserError(f"{path}: {name} has {len(rows)} rows of features but {len(picks)} picks")
+        raise UserError(f"{path}: {name} has {len(rows)} rows of features but {len(picks)} picks, expected as many")
     if not int(picks[-1]) < frames < 2**53 or frames != int(frames):
         raise UserError(f"{path}: {name}/n_frames is {frames:g}, expected a count beyond the last pick {picks[-1]}")
     return ForeignFeatures(rows, int(frames))
@@ -179,7 +179,7 @@ def _picks(file: h5py.File, path: Path, name: str) -> np.ndarray:
         raise UserError(f"{path}: {name}/picks is {dataset.dtype} of shape {dataset.shape}, expected frame numbers")
     picks: np.ndarray = dataset[...]
     if int(picks[0]) < 0 or (picks[1:] <= picks[:-1]).any():
-        raise UserError(f"{path}: {name}/picks does not rise")
+        raise UserError(f"{path}: {name}/picks does not rise, expected frame numbers in order")
     return picks
 
 

@@ -41,8 +41,10 @@ def hdf5_errors(path: Path) -> Iterator[None]:
     except _HDF5_ERRORS as error:
         message = " ".join(str(error).split())
         if "truncated file" in message:
-            raise UserError(f"{path}: truncated, the file is shorter than its header says") from error
-        raise UserError(f"{path}: damaged HDF5 file ({type(error).__name__}: {message[:200]})") from error
+            raise UserError(f"{path}: truncated, the file is shorter than its header says; copy it again") from error
+        raise UserError(
+            f"{path}: damaged HDF5 file ({type(error).__name__}: {message[:200]}); copy it again"
+        ) from error
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -183,7 +185,7 @@ def _refuse_indirect_storage(dataset: h5py.Dataset, path: Path, name: str) -> No
 
 def _refuse_undersized_storage(dataset: h5py.Dataset, path: Path, name: str, length: int) -> None:
     if dataset.shape is None:
-        raise UserError(f"{path}: {name} is empty")
+        raise UserError(f"{path}: {name} is empty, expected values")
     declared = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
     if dataset.chunks is None:
@@ -210,8 +212,8 @@ def _refuse_bad_chunks(dataset: h5py.Dataset, path: Path, name: str, length: int
 
     def is_bad(chunk: h5py.h5d.StoreInfo) -> str | None:
         inside = chunk.size >= least and 0 < chunk.byte_offset <= length - chunk.size
-        return None if inside else f"{path}: {name} has a chunk of {chunk.size:,} bytes at {chunk.byte_offset:,}"
+        return None if inside else f"a chunk of {chunk.size:,} bytes at {chunk.byte_offset:,}"
 
     problem = dataset.id.chunk_iter(is_bad)  # stops at the first answer that is not None
     if problem is not None:
-        raise UserError(f"{problem}, the file has {length:,} bytes")
+        raise UserError(f"{path}: {name} has {problem}, expected at least {least:,} within the file's {length:,}")

@@ -30,12 +30,12 @@ def read_id_map(path: Path) -> dict[str, str]:
             name, video_id = fields
             check_video_id(video_id)
             if name in ids:
-                raise UserError(f"{path}: line {lines.line_num} names {name!r} again")
+                raise UserError(f"{path}: line {lines.line_num} names {name!r} again, expected it once")
             ids[name] = video_id
     except csv.Error as error:
-        raise UserError(f"{path}: line {lines.line_num} is no CSV ({error})") from error
+        raise UserError(f"{path}: line {lines.line_num} is no CSV ({error}), expected name and video id") from error
     if not ids:
-        raise UserError(f"{path}: holds no names")
+        raise UserError(f"{path}: holds no names, expected lines of name and video id")
     if len(set(ids.values())) < len(ids):
         first: dict[str, str] = {}
         name, video_id = next((n, v) for n, v in ids.items() if first.setdefault(v, n) != n)

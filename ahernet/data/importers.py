@@ -349,7 +349,7 @@ def _first_bytes(path: Path) -> bytes | None:
         with path.open("rb") as file:
             return file.read(len(_HDF5_MAGIC))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file or folder") from error
+        raise UserError(f"{path}: no such file or folder, expected one with features") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 
@@ -357,21 +357,24 @@ def _first_bytes(path: Path) -> bytes | None:
 def _clip_stride(source: Path, stated: int, asked_for: int) -> int:
     if asked_for and stated and asked_for != stated:
         raise UserError(
-            f"clip stride: {asked_for} frames asked for, but the rows of {source} are {stated} frames apart"
+            f"clip stride: {asked_for} frames asked for, but the rows of {source} are {stated} frames apart; "
+            "give that or none"
         )
     return asked_for or stated
 
 
 def _naming(prefix: str, names: Mapping[str, str] | None) -> Callable[[str], str]:
+    """Return what makes the id of a name; the message of its errors does not name the video."""
+
     def without_prefix(name: str) -> str:
         if not name.startswith(prefix):
-            raise UserError(f"the name does not begin with the prefix {prefix!r}")
+            raise UserError(f"the name does not begin with the prefix {prefix!r}; give another --prefix")
         return name.removeprefix(prefix)
 
     def mapped(name: str) -> str:
         assert names is not None
         if name not in names:
-            raise UserError(f"the map of names has no {name!r}")
+            raise UserError(f"the map of names has no {name!r}, expected a line for it")
         return names[name]
 
     return without_prefix if names is None else mapped
@@ -390,7 +393,9 @@ def _by_video_id(
             continue
         if video_id in by_id:  # leaving one out would be a guess: never skipped
             other = Path(by_id[video_id].place).name
-            raise UserError(printable(f"{video.place}: gives the same video id {video_id!r} as {other}"))
+            raise UserError(
+                printable(f"{video.place}: gives the same video id {video_id!r} as {other}; give ids with --map")
+            )
         by_id[video_id] = video
     return by_id
 

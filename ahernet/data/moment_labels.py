@@ -44,7 +44,7 @@ def read_moment_labels(path: Path) -> dict[str, str]:
     else:
         raise UserError(f"{path}: empty, expected the labels of moments")
     if not labels:
-        raise UserError(f"{path}: holds no label")
+        raise UserError(f"{path}: holds no label, expected at least one")
     return labels
 
 
@@ -110,7 +110,9 @@ def _labels_of_table(path: Path, text: str) -> dict[str, str]:
             if time_columns:
                 moment_id += _clip_suffix(place, *(cells[column] for column in time_columns))
             if labels.setdefault(moment_id, label) != label:
-                raise UserError(f"{place}: {moment_id!r:.80} has label {label!r}, before it had {labels[moment_id]!r}")
+                raise UserError(
+                    f"{place}: {moment_id!r:.80} has label {label!r}, before it had {labels[moment_id]!r}; expected one"
+                )
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from error
     return labels
@@ -140,7 +142,7 @@ def _clip_suffix(place: str, start: str, end: str) -> str:
 
 def _check_names(place: str, moment_id: str, label: str) -> None:
     if not moment_id.strip():
-        raise UserError(f"{place}: a moment without id")
+        raise UserError(f"{place}: a moment without id, expected one")
     if not label.strip():
         raise UserError(f"{place}: {moment_id!r:.80} has an empty label, expected the name of a class")
     for what, name in (("id", moment_id), ("label", label)):

@@ -128,7 +128,9 @@ def cut_moments(
     moments = [moment for cut in plan.values() for moment in cut]
     if not moments:
         reason = left_out.describe() or "no class was asked for or none occurs"
-        raise UserError(f"{annotations.source}: nothing to cut from {archive.path}; {reason}")
+        raise UserError(
+            f"{annotations.source}: nothing to cut from {archive.path}; {reason}; expected at least one moment"
+        )
     table = encode_labels(labels, {moment.moment_id: moment.label for moment in moments})
     with (
         replace_when_complete(labels) as temporary,

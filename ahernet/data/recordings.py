@@ -190,7 +190,7 @@ def read_recordings(path: Path) -> Recordings:
         with data:
             arrays = {key: data[key] for key in _KEYS if key in data.files}
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{path}: no such file, expected an npz file of recordings") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -225,7 +225,7 @@ def without_classes(recordings: Recordings, background: Collection[str], path: P
     kept = [number for number, name in enumerate(recordings.class_names) if name not in background]
     rows = np.isin(recordings.segment_class, kept)
     if not rows.any():
-        raise UserError(f"{path}: background: no segment of another class is left")
+        raise UserError(f"{path}: background: no segment of another class is left, give fewer")
     return replace(
         recordings,
         segment_recording=recordings.segment_recording[rows],
@@ -284,7 +284,7 @@ def parse_subjects(text: str) -> set[int]:
             raise UserError(f"training_subjects: expected numbers and ranges such as 1-15,20, got {text!r}")
         low, high = int(bounds[0]), int(bounds[-1])
         if high < low or high - low > 100_000:
-            raise UserError(f"training_subjects: {part.strip()!r} is no range from low to high")
+            raise UserError(f"training_subjects: {part.strip()!r} is no range, expected low to high")
         subjects.update(range(low, high + 1))
     return subjects
 
@@ -334,7 +334,7 @@ def _check_shapes(arrays: dict[str, np.ndarray], path: Path) -> None:
             words = {"iu": "integers", "U": "text", "iuf": "numbers"}[kind]
             raise UserError(f"{path}: {key}: expected {words}, got {arrays[key].dtype}")
     if recordings == 0:
-        raise UserError(f"{path}: rec_id: there is no recording")
+        raise UserError(f"{path}: rec_id: there is no recording, expected at least one")
 
 
 def _check_values(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -379,7 +379,7 @@ def _check_options(
     if (cut == "groups") != bool(apart):
         raise UserError("apart: expected names of classes with cut groups, and none without")
     if subjects is not None and share is not None:
-        raise UserError("training_subjects or training_share, not both")
+        raise UserError("training_subjects and training_share: expected one of the two, got both")
     if share is not None and not 0 < share < 1:
         raise UserError(f"training_share: expected a number between 0 and 1, got {share:g}")
 
@@ -408,7 +408,9 @@ def _row_spans(recordings: Recordings, stride: int, trim: bool, path: Path) -> l
         if trim:
             segments = recordings.segments[recordings.segment_recording == recording]
             if len(segments) == 0:
-                raise UserError(f"{path}: recording {recording_id!r} has no segment, so nothing to trim it to")
+                raise UserError(
+                    f"{path}: recording {recording_id!r} has no segment, so nothing to trim it to; leave out trim"
+                )
             rows_per_second = recordings.rate / stride
             first = math.floor(segments[:, 0].min() * rows_per_second)
             last = min(last, math.ceil(segments[:, 1].max() * rows_per_second))
@@ -435,7 +437,9 @@ def _clips(
             yield Clip(recording_id, recording, start, end, inside)
             continue
         if len(inside) == 0:
-            raise UserError(f"{path}: recording {recording_id!r} has no segment, so no class to cut it by")
+            raise UserError(
+                f"{path}: recording {recording_id!r} has no segment, so no class to cut it by; use another cut"
+            )
         kind = [kinds[label] for label in recordings.segment_class[inside]]
         changes = [row for row in range(1, len(kind)) if kind[row] != kind[row - 1]]
         runs = np.split(inside, changes)
@@ -447,7 +451,8 @@ def _clips(
         for run, (first, last) in zip(runs, pairwise(edges), strict=True):
             if last <= first:
                 raise UserError(
-                    f"{path}: recording {recording_id!r}: class runs are closer than the stride of {stride}"
+                    f"{path}: recording {recording_id!r}: class runs are closer than the stride of {stride}, "
+                    "use a smaller one"
                 )
             name = f"{recording_id}_{kinds[recordings.segment_class[run[0]]]}"
             names[name] = names.get(name, 0) + 1
@@ -467,7 +472,7 @@ def _cut_row(recordings: Recordings, run: np.ndarray, following: np.ndarray, str
         recording_id = recordings.ids[recordings.segment_recording[run[0]]]
         raise UserError(
             f"{path}: recording {recording_id!r}: segments of different classes overlap at {start:g} s, "
-            "so it cannot be cut by class"
+            "so it cannot be cut by class; use another cut"
         )
     return round((start + end) / 2 * recordings.rate / stride)
 

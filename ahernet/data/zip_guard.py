@@ -41,7 +41,9 @@ def check_torch(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
-                raise UserError(f"member {member.filename!r} is compressed, torch.save leaves them as they are")
+                raise UserError(
+                    f"member {member.filename!r} is compressed, torch.save leaves them as they are; save it again"
+                )
         damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"member {damaged!r} is damaged, its checksum is another one")
+            raise UserError(f"member {damaged!r} is damaged, its checksum is another one; copy the file again")

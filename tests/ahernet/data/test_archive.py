@@ -263,7 +263,7 @@ def test_an_archive_of_another_writer_without_videos_is_refused(three):
             empty = file[name][: 1 if name == "offsets" else 0]
             del file[name]
             file[name] = empty
-    with pytest.raises(UserError, match=rf"{path.name}: holds no video$"):
+    with pytest.raises(UserError, match=rf"{path.name}: holds no video, expected at least one$"):
         open_archive(path)
 
 

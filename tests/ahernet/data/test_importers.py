@@ -421,7 +421,9 @@ def test_names_that_a_map_leaves_out_are_bad_videos(folder, tmp_path):
         run(folder, id_map=tmp_path / "map.csv")
     report = run(folder, id_map=tmp_path / "map.csv", on_error="skip")
     assert report.videos == 2
-    assert [message.rsplit(": ", 1)[1] for message in report.skipped] == ["the map of names has no 'v_b'"]
+    assert [message.rsplit(": ", 1)[1] for message in report.skipped] == [
+        "the map of names has no 'v_b', expected a line for it"
+    ]
 
 
 def test_a_map_and_a_prefix_exclude_each_other(folder, tmp_path):
@@ -479,7 +481,7 @@ def test_a_bad_video_of_hdf5_stops_or_is_skipped_by_name(tmp_path):
     report = import_features(source, tmp_path / "out.h5", on_error="skip", progress=False)
     assert report.videos == 2
     assert report.skipped == (
-        f"{source}: v_c: video 'v_c': NaN or infinite features, first in row 0",
+        f"{source}: v_c: video 'v_c': NaN or infinite features, first in row 0; expected finite ones",
         f"{source}: v_d is reached through a link, expected the data itself",
     )
     with pytest.raises(UserError, match="v_c: video 'v_c': NaN"):

@@ -299,7 +299,10 @@ def test_bad_options_are_refused(tmp_path):
         ({"cut": "groups", "apart": ["aa"]}, "apart: class 'aa' does not occur; did you mean 'a'?"),
         ({"background": ["x"]}, "background: class 'x' does not occur; it has a, b"),
         ({"background": ["a", "b"]}, "background: no segment of another class is left"),
-        ({"training_subjects": "1", "training_share": 0.5}, "training_subjects or training_share, not both"),
+        (
+            {"training_subjects": "1", "training_share": 0.5},
+            "training_subjects and training_share: expected one of the two, got both",
+        ),
         ({"training_share": 1.0}, "training_share: expected a number between 0 and 1, got 1"),
         ({"training_subjects": "3-5"}, "none of '3-5' .* has 1, 7"),
         ({"stride": 150}, "closer than the stride"),
