@@ -104,6 +104,7 @@ class ClipDecoder:
             yield FailedVideo(video_id, str(error))
 
     def _decode(self, video_id: str, path: Path, attempt: int) -> Iterator[Event]:
+        """Yield what `__call__` does; the message of a UserError does not name the video."""
         number = -1
         careful = attempt > 0
         with self.decoder.open(path, self.framing, careful=careful) as video:
@@ -119,7 +120,7 @@ class ClipDecoder:
             if video.damaged and not careful:
                 raise _DamagedError
             if not clock.frames:
-                raise UserError("no frame of it can be decoded")
+                raise UserError("no frame of it can be decoded, expected a video")
             duration = duration_of(clock.frames, clock.span, clock.stretches, video.declared_rate)
             remarks = (*remarks_on(video, clock.frames, duration), *clock.remarks(duration))
         yield DecodedVideo(video_id, number + 1, duration, remarks)

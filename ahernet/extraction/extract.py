@@ -137,7 +137,7 @@ def extract(
     """
     settings = settings or ExtractionSettings()
     if not videos:
-        raise UserError("extract: no video given")
+        raise UserError("extract: no video given, expected at least one")
     decode = ClipDecoder(
         decoder,
         Framing(network.backbone.preprocessing.resize, network.backbone.preprocessing.side),

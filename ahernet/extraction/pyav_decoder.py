@@ -87,7 +87,10 @@ class PyAVVideo:
             yield packet.decode
 
     def _cut(self, frame: Any) -> np.ndarray:
-        """Return the middle of a frame as it is displayed: pixels made square, turned the way it was held."""
+        """Return the middle of a frame as it is displayed: pixels made square, turned the way it was held.
+
+        The message of an error does not name the file.
+        """
         aspect = self._stream.sample_aspect_ratio
         width, height = frame.width * float(aspect or 1), frame.height
         scale = self._framing.resize / min(width, height)
@@ -98,7 +101,9 @@ class PyAVVideo:
         try:
             small = self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
         except (av.FFmpegError, ValueError) as error:
-            raise UserError(f"frames of pixel format {frame.format.name} cannot be converted") from error
+            raise UserError(
+                f"frames of pixel format {frame.format.name} cannot be converted, expected another such as yuv420p"
+            ) from error
         side = self._framing.side
         top, left = ((length - side) // 2 for length in small.shape[:2])
         middle = small[top : top + side, left : left + side]
@@ -172,7 +177,7 @@ class PyAVDecoder:
     def _open_container(self, path: Path, failure: _Failure) -> Any:
         try:
             if not path.stat().st_size:
-                raise UserError("the file is empty")
+                raise UserError("the file is empty, expected a video")
             # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
             return av.open(
                 f"file:{path}",
@@ -197,4 +202,4 @@ def _moving_pictures(container: Any) -> Any:
         with suppress(AttributeError):  # streams without a decoder have no such attribute
             if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
                 return stream
-    raise UserError("has no video stream that can be decoded")
+    raise UserError("has no video stream that can be decoded, expected one")

@@ -94,7 +94,7 @@ def duration_of(frames: int, span: float, stretches: int, rate: float) -> float:
         The span, and one mean interval for the last frame of each stretch.
 
     Raises:
-        UserError: neither times nor rate make sense.
+        UserError: neither times nor rate make sense. The message does not name the video.
     """
     timed = span > 0 and frames > stretches
     if not timed and not rate > 0:

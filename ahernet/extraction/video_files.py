@@ -38,7 +38,7 @@ def find_videos(paths: Sequence[Path], ids: Path | None = None) -> dict[str, Pat
         else:
             name = str(path) if str(path) in table else path.name
             if name not in table:
-                raise UserError(f"{ids}: has no id for {path}")
+                raise UserError(f"{ids}: has no id for {path}, expected one for each video")
             used.add(name)
             video_id = table[name]
         try:
@@ -64,7 +64,9 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             files = [file for file in sorted(_below(path)) if not _is_hidden(file.relative_to(path))]
             found = [file for file in files if file.suffix.lower() in SUFFIXES]
             if not found:
-                raise UserError(f"{path}: no file in this folder ends as videos do ({', '.join(sorted(SUFFIXES))})")
+                raise UserError(
+                    f"{path}: no file in this folder ends as videos do (expected {', '.join(sorted(SUFFIXES))})"
+                )
             others = [file for file in files if file.suffix.lower() not in SUFFIXES]
             if others:
                 inform(f"{path}: left out {len(others):,} files that do not end as videos do, as {others[0].name}")
@@ -112,7 +114,7 @@ def _read_ids(path: Path) -> dict[str, str]:
     table: dict[str, str] = {}
     for file_name, video_id in rows:
         if not file_name or not video_id:
-            raise UserError(f"{path}: a row without file or id: {file_name!r}, {video_id!r}")
+            raise UserError(f"{path}: a row without file or id: {file_name!r}, {video_id!r}; expected both")
         if table.setdefault(file_name, video_id) != video_id:
-            raise UserError(f"{path}: has two ids for {file_name!r}")
+            raise UserError(f"{path}: has two ids for {file_name!r}, expected one")
     return table

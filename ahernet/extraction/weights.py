@@ -96,7 +96,7 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], ba
         if name in state and state[name].shape != expected[name].shape:
             raise UserError(
                 f"{path}: tensor {name} has shape {tuple(state[name].shape)}, "
-                f"{backbone.name} has {tuple(expected[name].shape)}"
+                f"{backbone.name} expects {tuple(expected[name].shape)}"
             )
         if name in state and not state[name].isfinite().all():
-            raise UserError(f"{path}: tensor {name} holds NaN or infinite values")
+            raise UserError(f"{path}: tensor {name} holds NaN or infinite values, expected finite ones")

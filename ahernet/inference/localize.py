@@ -72,7 +72,7 @@ def positions_of(archive: FeatureArchive, video_ids: Sequence[str] | None) -> ND
     else:
         positions = np.array([archive.position(video_id) for video_id in video_ids], np.int64)
     if not len(positions):
-        raise UserError(f"{archive.path}: no video to localize in")
+        raise UserError(f"{archive.path}: no video to localize in, expected at least one")
     if len(np.unique(positions)) < len(positions):
         raise UserError("video_ids: an id occurs twice")
     return positions

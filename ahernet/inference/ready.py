@@ -319,7 +319,10 @@ def _minimum_scores(classes: Sequence[str], given: Mapping[str, float]) -> NDArr
     """Return (C,) the minimum score of every class, -inf where none is given."""
     unknown = [name for name in given if name not in classes]
     if unknown:
-        raise UserError(f"thresholds: {unknown[0]!r} is none of the {len(classes):,} classes that are localized")
+        raise UserError(
+            f"thresholds: {unknown[0]!r} is none of the {len(classes):,} classes that are localized, "
+            "expected one of these"
+        )
     return np.array([given.get(name, -np.inf) for name in classes], np.float64)
 
 
@@ -329,10 +332,10 @@ def _class_rows(checkpoint: Checkpoint, classes: Sequence[str]) -> Tensor:
     for name in classes:
         if name not in rows:
             close = difflib.get_close_matches(name, checkpoint.classes, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = f" (did you mean {close[0]!r}?)" if close else f"; it has {', '.join(checkpoint.classes):.200}"
             raise UserError(f"classes: the network in {checkpoint.source} has no class {name!r}{hint}")
     if not classes:
-        raise UserError("classes: no class to localize")
+        raise UserError("classes: no class to localize, expected at least one")
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
         raise UserError(f"classes: {repeated[0]!r} occurs twice")

@@ -167,7 +167,9 @@ def plan(job: ShardedJob) -> tuple[ShardedJob, list[Shard], tuple[str, ...]]:
         files.append((archive.path, archive.ids, _fingerprint(archive)))
         for video_id in archive.ids:
             if owner.setdefault(video_id, archive.path) != archive.path:
-                raise UserError(f"{archive.path}: holds video {video_id!r}, as {owner[video_id]} does")
+                raise UserError(
+                    f"{archive.path}: holds video {video_id!r}, as {owner[video_id]} does; expected it in one"
+                )
     missing: tuple[str, ...] = ()
     annotated = None
     if job.durations is not None:
@@ -178,7 +180,7 @@ def plan(job: ShardedJob) -> tuple[ShardedJob, list[Shard], tuple[str, ...]]:
     known = job.durations
     counts = [sum(known is None or name in known for name in ids) for _, ids, _ in files]
     if not sum(counts):
-        raise UserError(f"{job.archive}: has features of none of {len(missing):,} annotated videos")
+        raise UserError(f"{job.archive}: has features of none of {len(missing):,} annotated videos, expected some")
     pieces = [
         (path, first, min(first + job.shard_videos, count), fingerprint)
         for (path, _, fingerprint), count in zip(files, counts, strict=True)

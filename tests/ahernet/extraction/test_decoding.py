@@ -69,7 +69,9 @@ def test_another_decoder_plugs_in_and_failures_end_a_video():
     events = list(clips_by(ScriptedDecoder())("v", Path("40-33.x")))
     assert [type(event) for event in events] == [DecodedClip, DecodedClip, DecodedClip, FailedVideo]
     assert events[-1] == FailedVideo("v", "broken")
-    assert list(clips_by(ScriptedDecoder())("v", Path("0.x"))) == [FailedVideo("v", "no frame of it can be decoded")]
+    assert list(clips_by(ScriptedDecoder())("v", Path("0.x"))) == [
+        FailedVideo("v", "no frame of it can be decoded, expected a video")
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -121,13 +121,15 @@ def test_bad_videos_stop_or_are_listed_and_incomplete_ones_are_kept_and_listed(v
     report = run(mixed, out, settings=replace(QUICK, on_error="skip"))
     assert list(features_of(out)) == ["half", "short"]
     assert list(report.skipped) == ["empty", "text"]
-    assert report.skipped["empty"] == "the file is empty"
+    assert report.skipped["empty"] == "the file is empty, expected a video"
     kept, of, declared, frames = report.remarks["half"].split(";")[0].split()
     assert (of, declared, frames) == ("of", "40", "frames")
     assert 1 < int(kept) < 39
     text = str(report)
     assert "kept although damaged or incomplete: 1 of 4 videos\n  'half': " in text
-    assert "skipped: 2 of 4 videos\n  'empty': the file is empty\n  'text': not a readable video" in text
+    assert (
+        "skipped: 2 of 4 videos\n  'empty': the file is empty, expected a video\n  'text': not a readable video" in text
+    )
     for names in (("empty", "text"), ("text", "empty")):
         with pytest.raises(UserError, match=rf"none of 2 videos is of use; \S*{names[0]}\.mp4: "):
             run({name: mixed[name] for name in names}, out, settings=replace(QUICK, on_error="skip"))

@@ -76,7 +76,7 @@ def test_without_a_file_weights_are_always_the_same_and_say_what_they_are_for():
         (lambda s: s.update({"layer9.x": torch.ones(1)}), "1 tensors are not of this network, as layer9.x"),
         (
             lambda s: s.update({"bn1.weight": torch.ones(3)}),
-            r"tensor bn1.weight has shape \(3,\), small has \(2,\)",
+            r"tensor bn1.weight has shape \(3,\), small expects \(2,\)",
         ),
         (lambda s: s["bn1.bias"].fill_(float("nan")), "tensor bn1.bias holds NaN"),
     ],

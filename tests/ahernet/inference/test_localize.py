@@ -213,9 +213,9 @@ def test_the_order_of_the_classes_only_numbers_them(archive, checkpoint, candida
     ("classes", "message"),
     [
         (["jump", "rum"], r"classes: the network in .* has no class 'rum' \(did you mean 'run'\?\)$"),
-        (["zzz"], r"classes: the network in .* has no class 'zzz'$"),
+        (["zzz"], r"classes: the network in .* has no class 'zzz'; it has jump, fall, run$"),
         (["fall", "jump", "fall"], r"classes: 'fall' occurs twice$"),
-        ([], r"classes: no class to localize$"),
+        ([], r"classes: no class to localize, expected at least one$"),
     ],
 )
 def test_unknown_repeated_and_no_classes_are_refused(archive, checkpoint, classes, message):
