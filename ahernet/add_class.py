@@ -84,7 +84,7 @@ def _check(checkpoint: Checkpoint, moments: FeatureArchive, label: str) -> None:
     if not label.strip():
         raise UserError("label: expected the name of the new class, got an empty one")
     if label in checkpoint.classes:
-        raise UserError(f"label: the network in {checkpoint.source} has a class {label!r} already")
+        raise UserError(f"label: the network in {checkpoint.source} has a class {label!r} already, give another name")
     wanted = checkpoint.config.model.feature_dimension
     if moments.dimension != wanted:
         raise UserError(

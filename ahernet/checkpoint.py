@@ -147,7 +147,10 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not isinstance(found, int) or found < 1:
         raise UserError(f"{path}: version: expected a whole number above 0, got {found!r}")
     if found > FORMAT_VERSION:
-        raise UserError(f"{path}: written by a newer ahernet (version {found} of the format, here {FORMAT_VERSION})")
+        raise UserError(
+            f"{path}: written by a newer ahernet (version {found} of the format, here {FORMAT_VERSION}); "
+            "use a newer ahernet"
+        )
     return description
 
 
@@ -170,7 +173,8 @@ def _read_weights(folder: Path, entry: Mapping[str, Any], description: Path) -> 
         raise UserError(f"{path}: cannot read the weights that {description.name} names ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(
-            f"{path}: truncated or changed ({len(content):,} bytes, sha256 is not that in {description.name})"
+            f"{path}: truncated or changed ({len(content):,} bytes, sha256 is not that in "
+            f"{description.name}); copy the checkpoint again"
         )
     try:
         return path, safetensors.torch.load(content)
@@ -181,7 +185,8 @@ def _read_weights(folder: Path, entry: Mapping[str, Any], description: Path) -> 
 def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     for name in [*expected, *state]:
         if name not in state or name not in expected:
-            raise UserError(f"{path}: tensor {name} is {'missing' if name not in state else 'not of this network'}")
+            what = "missing" if name not in state else "not of this network"
+            raise UserError(f"{path}: tensor {name} is {what}, expected those of its settings")
         if state[name].shape != expected[name].shape:
             raise UserError(
                 f"{path}: tensor {name} has shape {tuple(state[name].shape)}, "
@@ -194,7 +199,7 @@ def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
         if not tensor.is_floating_point():
             raise UserError(f"{path}: tensor {name} has type {tensor.dtype}, expected floating point")
         if not tensor.float().isfinite().all():
-            raise UserError(f"{path}: tensor {name} holds NaN or infinite values")
+            raise UserError(f"{path}: tensor {name} holds NaN or infinite values, expected finite ones")
 
 
 def _installed(*packages: str) -> dict[str, str | None]:

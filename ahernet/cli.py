@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
     except argparse.ArgumentError as error:
         raise UserError(_explain(str(error), arguments)) from error
     except OverflowError as error:
-        raise UserError("a number on the command line is too large") from error
+        raise UserError("command line: a number is too large, give a smaller one") from error
     name, given = parsed.subcommand, parsed[parsed.subcommand]
     _check_outputs((*COMMANDS[name].outputs, "log_json"), given, arguments)
     _check_annotation_options(name, given)
@@ -207,12 +207,13 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
         return f"expected a command: {', '.join(COMMANDS)}; ahernet --help describes them"
     wrong_command = re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose", message)
     if wrong_command:
-        return f"{wrong_command[1]}: no such command{_meant(wrong_command[1], COMMANDS)}"
+        return f"{wrong_command[1]}: no such command{_meant(wrong_command[1], COMMANDS)}; ahernet --help lists them"
     unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
     if unknown:
         word = unknown[1].split()[0].partition("=")[0]
         known = _options(command) if command else ["--help", "--version"]
-        return f"{command or 'ahernet'}: unknown argument {word}{_meant(word, known)}"
+        program = f"ahernet {command}" if command else "ahernet"
+        return f"{command or program}: unknown argument {word}{_meant(word, known)}; {program} --help lists them"
     missing = re.match(r"the following arguments are required: (.*)", message)
     if missing and command:
         names = [name.strip().removeprefix(f"{command}.") for name in missing[1].split(",")]

@@ -24,7 +24,9 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {name} is not available, torch sees {torch.cuda.device_count()} GPUs")
+        raise UserError(
+            f"device: {name} is not available, torch sees {torch.cuda.device_count()} GPUs; give another, or cpu"
+        )
     return device
 
 

@@ -59,7 +59,7 @@ def run_on_ray(
         except _losses(ray) as error:
             raise UserError(
                 f"engine ray: a process died {RETRIES + 1} times at the same task, for lack of memory perhaps; "
-                f"{tasks - len(done):,} of {tasks:,} tasks are not done, it is one of these"
+                f"{tasks - len(done):,} of {tasks:,} tasks are not done, it is one of these; run again with more memory"
             ) from error
     finally:
         if started_here:
@@ -98,5 +98,5 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise UserError("the engine ray needs Ray: pip install 'ahernet[ray]'") from error
+        raise UserError("engine ray: needs Ray; install it with pip install 'ahernet[ray]'") from error
     return ray

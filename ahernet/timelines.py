@@ -151,7 +151,7 @@ def _known_ids(video_ids: Sequence[str], known: Sequence[str]) -> list[str]:
     for video_id in video_ids:
         if video_id not in matched:
             close = difflib.get_close_matches(video_id, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else f", expected one of their {len(known):,}"
             raise UserError(f"video {video_id!r}: not listed by the detections or the annotations{hint}")
     return list(dict.fromkeys(matched[video_id] for video_id in video_ids))
 

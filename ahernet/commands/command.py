@@ -124,6 +124,6 @@ def groups_of(parsed: Namespace, command: str) -> dict[str, list[str]]:
         if not name or not path:
             raise UserError(f"{command}: --groups: expected NAME=FILE, got {text!r:.80}")
         if name == "all" or name in groups:
-            raise UserError(f"{command}: --groups: the name {name!r:.40} is taken already")
+            raise UserError(f"{command}: --groups: the name {name!r:.40} is taken already, give another")
         groups[name] = read_class_names(Path(path))
     return groups

@@ -186,7 +186,7 @@ def _run_inspect(parsed: Namespace) -> None:
         other = recognise(parsed.archive)
         if other is None:
             raise
-        raise UserError(f"{parsed.archive}: no feature archive but {other}") from error
+        raise UserError(f"{parsed.archive}: not a feature archive but {other}") from error
     print(format_inspection(inspection, shown=None if parsed.strict else SHOWN_PER_KIND))
     if parsed.strict and inspection.problems:
         raise UserError(f"{parsed.archive}: {len(inspection.problems):,} problems, listed above (--strict)")

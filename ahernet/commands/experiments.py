@@ -102,7 +102,7 @@ def _check_experiment(parsed: Namespace) -> None:
         if parsed[name] < 1:
             raise UserError(f"experiment: --{name}: expected at least 1, got {parsed[name]}")
     if parsed.rows is not None and parsed.table in FIGURES:
-        raise UserError(f"experiment: --rows: {parsed.table} is a figure and has none")
+        raise UserError(f"experiment: --rows: {parsed.table} is a figure and has none, leave it out")
 
 
 def _add_setting(parser: ArgumentParser) -> None:

@@ -244,7 +244,9 @@ def _videos_with_features(annotations: "Annotations", available: Sequence[str]) 
     found = match_video_ids(annotations.videos, available)
     missing = [video_id for video_id in annotations.videos if video_id not in found]
     if not found:
-        raise UserError(f"{annotations.source}: the archive has features of none of {len(missing):,} videos")
+        raise UserError(
+            f"{annotations.source}: the archive has features of none of {len(missing):,} videos, expected some"
+        )
     if missing:
         warn(_without_features(len(annotations.videos), missing))
     return found

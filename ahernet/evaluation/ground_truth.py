@@ -53,7 +53,7 @@ def truth_columns(annotations: Annotations) -> tuple[Integers, Floats]:
     videos = list(annotations.videos.values())
     counts = [len(video.labels) for video in videos]
     if not sum(counts):
-        raise UserError(f"{annotations.source}: no annotated instance to score against")
+        raise UserError(f"{annotations.source}: no annotated instance to score against, expected at least one")
     segments = np.concatenate([np.asarray(video.segments, np.float64).reshape(-1, 2) for video in videos])
     return np.repeat(np.arange(len(videos)), counts), segments
 

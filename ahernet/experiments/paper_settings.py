@@ -204,7 +204,8 @@ def _check_classes(plan: SettingPlan) -> None:
         unknown = [name for name in part.classes if name not in occurring]
         if unknown:
             raise UserError(
-                f"{part.annotations.source}: shows none of {len(unknown):,} {kind} classes, for example {unknown[0]!r}"
+                f"{part.annotations.source}: shows none of {len(unknown):,} {kind} classes, "
+                f"for example {unknown[0]!r}; expected all"
             )
 
 

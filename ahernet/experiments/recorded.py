@@ -107,7 +107,7 @@ class Recorded:
             return split_classes(occurring, split)
         base = tuple(name for name in occurring if name not in plan.novel)
         if not base:
-            raise UserError(f"{path}: novel: every class is novel, none is left to learn from annotations")
+            raise UserError(f"{path}: novel: every class is novel, none is left to learn from annotations; give fewer")
         return base, tuple(sorted(plan.novel))
 
 

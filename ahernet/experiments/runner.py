@@ -114,9 +114,7 @@ def oracle(setting: Setting) -> tuple[Source, tuple[str, ...]]:
         UserError: the setting has no annotated training videos of novel classes.
     """
     if setting.novel_videos.training is None:
-        raise UserError(
-            f"{setting.name}: aher* learns from annotated videos of novel classes, which this setting lacks"
-        )
+        raise UserError(f"{setting.name}: aher* needs annotated videos of novel classes, which this setting lacks")
     return setting.novel_videos, (*(setting.base if setting.one_source else ()), *setting.novel)
 
 
@@ -147,7 +145,8 @@ def found_in(
         places = match_video_ids(truth.videos, archive.ids)
         if not places:
             raise UserError(
-                f"{archive.path}: has none of the {len(truth.videos):,} videos of {truth.source} to score on"
+                f"{archive.path}: has none of the {len(truth.videos):,} videos of {truth.source} to score on, "
+                "expected some"
             )
         scored = Annotations({key: truth.videos[key] for key in places}, truth.source)
         found = localize(

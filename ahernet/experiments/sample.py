@@ -36,6 +36,6 @@ def sample_videos(setting: Setting, archive: FeatureArchive, most: int, seed: in
         if known:
             videos.append(SampledVideo(position, known[0], video, annotations.videos[key]))
     if not videos:
-        raise UserError(f"{archive.path}: has no validation video of {setting.name} of known duration")
+        raise UserError(f"{archive.path}: has no validation video of {setting.name} of known duration, expected some")
     order = np.random.default_rng(seed).permutation(len(videos))[:most]
     return [videos[row] for row in order]

@@ -94,7 +94,7 @@ def _with_moments(path: Path, novel: tuple[str, ...], moments: Path, labels: Pat
         known = set(build_moment_set(archive, read_moment_labels(labels)).classes)
     without = [name for name in novel if name not in known]
     if len(without) == len(novel):
-        raise UserError(f"{path}: no novel class has a moment in {moments}, for example {novel[0]!r}")
+        raise UserError(f"{path}: no novel class has a moment in {moments}, for example {novel[0]!r}; expected some")
     if without:
         warn(f"{path}: left out {len(without):,} novel classes without a moment, for example {without[0]!r}")
     return tuple(name for name in novel if name in known)

@@ -268,7 +268,10 @@ def build_training_set(
         spans(cut),
     )
     if not used.any():
-        raise UserError(f"{annotations.source}: no video can be trained on with {archive.path}; {summary.describe()}")
+        raise UserError(
+            f"{annotations.source}: no video can be trained on with {archive.path}, expected at least one; "
+            f"{summary.describe()}"
+        )
     return TrainingSet(
         archive,
         names,

@@ -108,7 +108,7 @@ def build_moment_set(archive: FeatureArchive, labels: Mapping[str, str]) -> Mome
     """
     places = match_video_ids(list(labels), archive.ids)
     if not places:
-        raise UserError(f"{archive.path}: has none of the {len(labels):,} labelled moments")
+        raise UserError(f"{archive.path}: has none of the {len(labels):,} labelled moments, expected some")
     names = tuple(sorted({labels[moment] for moment in places}))
     number = {name: label for label, name in enumerate(names)}
     return MomentSet(

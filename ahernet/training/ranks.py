@@ -144,7 +144,9 @@ class Ranks:
             dist.all_reduce(total)
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"lost another of the {self.count} processes of this run ({reason:.200})") from error
+            raise UserError(
+                f"lost another of the {self.count} processes of this run ({reason:.200}); see what it says"
+            ) from error
 
 
 ALONE = Ranks()

@@ -92,10 +92,11 @@ def build_training_data(
             raise UserError(f"method.moments: none, but {given} are given; choose a run that learns from them")
         return TrainingData(untrimmed, None, untrimmed.classes)
     if moments is None or moment_labels is None:
-        raise UserError(f"method.moments: {method.moments}, but no moments with labels are given")
+        raise UserError(f"method.moments: {method.moments}, but no moments with labels are given, expected both")
     if moments.dimension != archive.dimension:
         raise UserError(
-            f"{moments.path}: moments have {moments.dimension} values a row, untrimmed videos {archive.dimension}"
+            f"{moments.path}: moments have {moments.dimension} values a row, untrimmed videos {archive.dimension}; "
+            "expected the same"
         )
     moment_set = build_moment_set(moments, moment_labels)
     novel = tuple(name for name in moment_set.classes if name not in untrimmed.classes)

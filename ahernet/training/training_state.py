@@ -199,7 +199,7 @@ def _load_state(path: Path, run: Run, data: TrainingData) -> None:
         _take_over(state, path, run, data)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged training state ({reason})") from error
+        raise UserError(f"{path}: damaged training state ({reason}); give another folder to start again") from error
 
 
 def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) -> None:
@@ -207,9 +207,15 @@ def _take_over(state: dict[str, Any], path: Path, run: Run, data: TrainingData) 
     before, now = _flat(state["config"]), _flat(config_to_dict(run.config))
     for key in now:
         if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME):
-            raise UserError(f"{path}: the run to resume has {key} = {before.get(key)!r}, the settings say {now[key]!r}")
+            raise UserError(
+                f"{path}: the run to resume has {key} = {before.get(key)!r}, the settings say {now[key]!r}; "
+                "give the same, or another folder"
+            )
     if state["data"] != data.fingerprint():
-        raise UserError(f"{path}: the run to resume learnt from other videos, features, segments, moments or classes")
+        raise UserError(
+            f"{path}: the run to resume learnt from other videos, features, segments, moments or classes; "
+            "give the same, or another folder"
+        )
     if type(state["iteration"]) is not int or state["iteration"] < 0:
         raise ValueError("iteration: expected a number of iterations")
     done = state["iteration"] - first_main_iteration(run.config.method)

@@ -18,6 +18,7 @@ from ahernet.model.localizer import Localizer
 
 CONFIG = Config(model=ModelConfig(feature_dimension=6, width=1 / 256, minimum_channels=2))
 CLASSES = ("jump", "fall", "größer")
+NOT_FINITE = "holds NaN or infinite values, expected finite ones"
 
 
 def _model(seed=0):
@@ -219,9 +220,9 @@ def test_half_precision_weights_load_as_float32(folder):
     [
         (lambda tensor: tensor.long(), "has type torch.int64, expected floating point"),
         (lambda tensor: tensor.to(torch.complex64), "has type torch.complex64, expected floating point"),
-        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), math.nan), "holds NaN or infinite values"),
-        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), -math.inf), "holds NaN or infinite values"),
-        (lambda tensor: tensor.double() + 1e300, "holds NaN or infinite values"),  # beyond float32
+        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), math.nan), NOT_FINITE),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([1]), -math.inf), NOT_FINITE),
+        (lambda tensor: tensor.double() + 1e300, NOT_FINITE),  # beyond float32
     ],
 )
 def test_weights_that_cannot_be_weights_are_named(folder, change, words):

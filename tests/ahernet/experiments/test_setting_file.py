@@ -146,7 +146,7 @@ def test_moments_may_have_an_archive_of_their_own_and_classes_without_any_are_le
     setting = read_setting(path, tmp_path / "work")
     assert setting.moments == tmp_path / "setting" / "moments.h5"
     assert sorted(set(read_moment_labels(setting.labels).values())) == ["c", "d", "e"]
-    with pytest.raises(UserError, match=r"clips: aher\* learns from annotated videos of novel classes"):
+    with pytest.raises(UserError, match=r"clips: aher\* needs annotated videos of novel classes"):
         oracle(setting)
     (tmp_path / "setting" / "novel.txt").write_text("c\nd\nmissing\n")
     assert read_setting(path, tmp_path / "work").novel == ("c", "d")

@@ -220,7 +220,7 @@ def test_table_four_runs_on_a_setting_without_an_oracle_and_is_drawn(tmp_path, m
     assert line.endswith("19.26 / 16.72 / 0.88 / 14.18")
     draw_table(table, tmp_path / "table.png")
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match=r"clips: aher\* learns from annotated videos of novel classes"):
+    with pytest.raises(UserError, match=r"clips: aher\* needs annotated videos of novel classes"):
         run_table("shares", setting, CONFIG, [0], tmp_path, rows=["aher* 10 %"])
 
 

@@ -107,7 +107,9 @@ def test_ids_with_and_without_prefix_are_the_same_video(archive):
 
 
 def test_nothing_usable_is_an_error_that_says_why(archive):
-    with pytest.raises(UserError, match=r"truth\.json: no video can be trained on with .*a\.h5; .*left out 1"):
+    with pytest.raises(
+        UserError, match=r"truth\.json: no video can be trained on with .*a\.h5, expected .*; left out 1"
+    ):
         build_training_set(archive, _annotations({"z": (5.0, [(1.0, 3.0, "run")])}))
     with pytest.raises(UserError, match="no video can be trained on"):
         build_training_set(archive, _annotations({}))
