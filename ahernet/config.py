@@ -282,7 +282,7 @@ class TrainingConfig(_Section):
 
     Attributes:
         iterations: main iterations, after those of pre-training.
-        batch_size: videos per iteration.
+        batch_size: videos per iteration; computed in parts, whose gradients are added up, where memory is short.
         learning_rate: of Adam, at the start.
         classifier_rate: factor on the learning rate of the segment-level weights W_regv.
         transfer_rate: factor on the learning rate of theta, the weight transfer.
