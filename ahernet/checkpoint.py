@@ -21,6 +21,7 @@ from torch import Tensor
 
 import ahernet
 from ahernet.config import Config, config_from_dict, config_to_dict
+from ahernet.data.bounded_read import parse_json
 from ahernet.errors import UserError
 from ahernet.files import make_folder, replace_when_complete
 from ahernet.model.localizer import Localizer
@@ -132,7 +133,7 @@ def _classes(description: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, expected a folder with a checkpoint") from error
     except OSError as error:

@@ -220,11 +220,11 @@ def read_thresholds(path: Path | None) -> dict[str, float]:
     """
     if path is None:
         return {}
-    from ahernet.data.bounded_read import read_up_to
+    from ahernet.data.bounded_read import parse_json, read_up_to
 
     try:
         with path.open(encoding="utf-8-sig") as file:
-            content = json.loads(read_up_to(file.read, MAX_THRESHOLD_CHARACTERS))
+            content = parse_json(read_up_to(file.read, MAX_THRESHOLD_CHARACTERS))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

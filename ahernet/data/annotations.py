@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ahernet.data.bounded_read import most_unpacked, read_up_to
+from ahernet.data.bounded_read import most_unpacked, parse_json, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -278,26 +278,12 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-class _RepeatedKey(Exception):
-    pass
-
-
-def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    built = dict(pairs)
-    if len(built) < len(pairs):
-        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _RepeatedKey(repeated)
-    return built
-
-
 def _from_json(path: Path, text: str, names: list[str] | None) -> dict[str, VideoAnnotations]:
     try:
-        document = json.loads(text, object_pairs_hook=_object_without_repeats)
-    except _RepeatedKey as error:
-        raise UserError(f"{path}: {error.args[0]!r} occurs more than once in one object") from error
+        document = parse_json(text)
     except RecursionError as error:
         raise UserError(f"{path}: JSON nested too deeply for annotations") from error
-    except ValueError as error:  # also integers of thousands of digits
+    except ValueError as error:  # also a key twice, and integers of thousands of digits
         raise UserError(f"{path}: invalid JSON ({error})") from error
     if not isinstance(document, dict):
         raise UserError(f"{path}: a JSON list, expected an object of videos")

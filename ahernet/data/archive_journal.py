@@ -33,6 +33,7 @@ from ahernet.data.archive_writer import (
     prepare_features,
     write_archive,
 )
+from ahernet.data.bounded_read import parse_json
 from ahernet.errors import UserError
 from ahernet.files import (
     BusyFolder,
@@ -342,7 +343,7 @@ def _begin_or_compare(folder: Path, settings: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot read ({error}); remove the folder to start again") from error
     if not isinstance(before, dict) or before.get("format") != FORMAT:
@@ -365,7 +366,7 @@ def _parse(line: bytes) -> FinishedVideo | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         video = FinishedVideo(**{**entry, "remarks": tuple(entry["remarks"])})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -21,7 +21,7 @@ import numpy as np
 
 from ahernet.data.archive import FeatureArchive, open_archive
 from ahernet.data.archive_rows import JoinedRows
-from ahernet.data.bounded_read import read_up_to
+from ahernet.data.bounded_read import parse_json, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -123,7 +123,7 @@ def read_manifest(path: Path) -> tuple[Path, list[ListedArchive]]:
             content = read_up_to(file.read, MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{manifest}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
-        stored = json.loads(content)
+        stored = parse_json(content)
     except FileNotFoundError as error:
         what = f"a folder without {MANIFEST_NAME}" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {what}, expected a feature archive or a folder of archives") from error

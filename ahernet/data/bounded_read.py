@@ -1,8 +1,10 @@
 """Reading no more of a stranger's file than is of use, and reserving no more memory than it has content."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import AnyStr
+from typing import Any, AnyStr
 
 SMALL_TEXT = 1 << 24  # bytes that may be unpacked from anything
 MAX_TEXT_COMPRESSION = 100  # unpacked over packed size of text; JSON of annotations has 5 to 20
@@ -35,3 +37,21 @@ def read_up_to(read: Callable[[int], AnyStr], limit: int) -> AnyStr:
         pieces.append(piece)
         limit -= len(piece)
     return read(0).join(pieces)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says, if no object of it has a key twice: one of the two values would be lost unseen.
+
+    Raises:
+        ValueError: it is no JSON, or a key occurs more than once in one object.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object_without_repeats)
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {repeated!r:.80} occurs more than once in one object")
+    return content

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ahernet.data.bounded_read import read_up_to
+from ahernet.data.bounded_read import parse_json, read_up_to
 from ahernet.data.detections import SUFFIXES, Detections, read_detections, write_detections
 from ahernet.data.detections_parquet import read_parquet, write_parquet
 from ahernet.errors import UserError
@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             content = read_up_to(file.read, MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path}: more than {MAX_MANIFEST_BYTES:,} bytes, too large for a manifest")
-        manifest = json.loads(content)
+        manifest = parse_json(content)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: a folder without {MANIFEST_NAME}, expected one that localize wrote") from error
     except OSError as error:

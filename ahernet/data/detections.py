@@ -10,7 +10,6 @@ import io
 import json
 import math
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from ahernet.data.bounded_read import most_unpacked, read_up_to
+from ahernet.data.bounded_read import most_unpacked, parse_json, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -155,7 +154,7 @@ def _json_results(path: Path) -> dict[str, Any]:
             text = read_up_to(file.read, most + 1)
             if len(text) > most:
                 raise UserError(f"{path}: more than {most:,} characters, too many for a JSON file of its size")
-            content = json.loads(text, object_pairs_hook=_object_without_duplicates)
+            content = parse_json(text)
         except RecursionError as error:
             raise UserError(f"{path}: not a result file (nested too deeply)") from error
         except UnicodeDecodeError:
@@ -166,14 +165,6 @@ def _json_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise UserError(f'{path}: expected an ActivityNet result file, {{"results": {{id: [...]}}}}')
     return results
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return content
 
 
 def _json_rows(path: Path, results: dict[str, Any]) -> Iterator[Row]:

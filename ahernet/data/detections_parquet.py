@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ahernet.data.bounded_read import parse_json
 from ahernet.data.detections import Detections
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
@@ -109,7 +110,7 @@ def _dictionary(numbers: np.ndarray, names: tuple[str, ...]) -> "pyarrow.Diction
 def _names(path: Path, table: "pyarrow.Table", key: bytes) -> tuple[str, ...]:
     stored = (table.schema.metadata or {}).get(key)
     try:
-        names = json.loads(stored or b"null")
+        names = parse_json(stored or b"null")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: metadata {key.decode()}: not JSON ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

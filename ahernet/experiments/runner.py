@@ -14,6 +14,7 @@ from ahernet.checkpoint import Checkpoint, load_checkpoint
 from ahernet.config import Config, InferenceConfig, config_to_dict
 from ahernet.data.annotations import Annotations, match_video_ids
 from ahernet.data.archive_set import open_features
+from ahernet.data.bounded_read import parse_json
 from ahernet.data.detections import Detections
 from ahernet.errors import UserError
 from ahernet.evaluation.average_precision import AveragePrecision, average_precision
@@ -89,7 +90,7 @@ def kept_result(
 def _kept(path: Path) -> dict[str, Any]:
     """Return what a file of a result holds, nothing if there is none or it is damaged: it is measured again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

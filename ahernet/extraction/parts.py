@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ahernet.data.archive import open_archive
 from ahernet.data.archive_journal import remove_leftovers
 from ahernet.data.archive_set import MANIFEST_NAME, write_manifest
+from ahernet.data.bounded_read import parse_json
 from ahernet.errors import UserError
 from ahernet.event_log import inform
 from ahernet.extraction.backbones import find_backbone
@@ -187,7 +188,7 @@ def is_made(job: PartsJob, number: int) -> bool:
 def _read_report(job: PartsJob, number: int) -> dict[str, Any]:
     """Return what is said of a part, nothing if nothing readable is."""
     try:
-        report = json.loads(report_path(job, number).read_bytes())
+        report = parse_json(report_path(job, number).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) else {}
@@ -297,7 +298,7 @@ def _begin_or_compare(folder: Path, described: Mapping[str, Any]) -> None:
 def _compare(folder: Path, described: Mapping[str, Any]) -> None:
     path = folder / JOB_NAME
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot read what the folder holds ({error})") from error
     for key, value in described.items():

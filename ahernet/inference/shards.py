@@ -31,6 +31,7 @@ from ahernet.config import InferenceConfig
 from ahernet.data.annotations import match_video_ids
 from ahernet.data.archive import FeatureArchive, open_archive
 from ahernet.data.archive_set import one_after_the_other
+from ahernet.data.bounded_read import parse_json
 from ahernet.data.detection_shards import MANIFEST_NAME, shard_names, write_manifest, write_shard
 from ahernet.device import cpu_threads
 from ahernet.errors import UserError
@@ -277,9 +278,9 @@ def _complete(job: ShardedJob, ready: ReadyLocalizer, chosen: "_Chosen", shard: 
 
 def _skipped_of(shard: Shard) -> int:
     try:
-        skipped = json.loads(shard.skipped_path.read_bytes())
+        skipped = parse_json(shard.skipped_path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{shard.skipped_path}: cannot be read ({type(error).__name__})") from error
+        raise UserError(f"{shard.skipped_path}: cannot be read ({error})") from error
     if not isinstance(skipped, dict):
         raise UserError(f"{shard.skipped_path}: expected the videos that were skipped, by their ids")
     return len(skipped)

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from ahernet.data.bounded_read import parse_json
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -90,7 +91,7 @@ def read_loss_log(path: Path) -> list[dict[str, float]]:
     entries = []
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except (ValueError, RecursionError):
             break
         if not isinstance(entry, dict) or not entry.keys() >= set(COLUMNS):

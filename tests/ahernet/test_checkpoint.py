@@ -131,6 +131,7 @@ def test_missing_files_are_named(folder, tmp_path):
         (b"\x80\x04\xff", "truncated or not JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"version": ' + b"9" * 5000 + b"}", "truncated or not JSON"),
+        (b'{"classes": ["run"], "classes": ["jump"]}', "the key 'classes' occurs more than once"),
         (b"[]", "not a checkpoint of ahernet"),
         (b'{"format": "other"}', 'not a checkpoint of ahernet (expected "format": "ahernet checkpoint")'),
         (b'{"format": "ahernet checkpoint"}', "version: expected a whole number above 0, got None"),

@@ -266,7 +266,12 @@ def test_localize_takes_minimum_scores_by_class(world, run, detections, capsys, 
     found = json.loads(out.read_text())["results"]
     assert found == {name: [row for row in rows if row["label"] != label] for name, rows in every.items()}
     capsys.readouterr()
-    for content, message in (("{", "not a JSON file"), ("[]", "expected an object"), ('{"a": "b"}', "a finite score")):
+    for content, message in (
+        ("{", "not a JSON file"),
+        ("[]", "expected an object"),
+        ('{"a": "b"}', "a finite score"),
+        (f'{{"{label}": 2, "{label}": 0}}', f"not a JSON file (the key '{label}' occurs more than once"),
+    ):
         thresholds.write_text(content)
         assert f"thresholds.json: {message}" in refused(capsys, *arguments).replace("'a': expected ", "")
     thresholds.write_text('{"nothing": 0.5}')

@@ -112,6 +112,19 @@ def test_another_writer_and_other_settings_are_refused_by_name(tmp_path):
         assert list(journal.finished) == ["a"]
 
 
+def test_settings_that_say_something_twice_are_refused(tmp_path):
+    out = tmp_path / "a.h5"
+    with killed(journal_of(out)) as journal:
+        journal.add("a", ramp(2), 1.0, "s")
+    settings = tmp_path / "a.h5.partial" / "settings.json"
+    settings.write_text('{"clip_stride": 16, ' + settings.read_text()[1:])
+    with (
+        pytest.raises(UserError, match=r"settings\.json: .*the key 'clip_stride' occurs more than once"),
+        journal_of(out),
+    ):
+        pass
+
+
 def test_a_kill_while_the_folder_is_removed_leaves_no_rows_of_unknown_settings(tmp_path, monkeypatch):
     out, folder = tmp_path / "a.h5", tmp_path / "a.h5.partial"
     left = []

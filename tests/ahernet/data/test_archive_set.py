@@ -163,6 +163,7 @@ GOOD = {"file": "a.h5", "videos": 4, "rows": 7}
     [
         ("[", "not a manifest of archives"),
         ("[" * 100_000, "not a manifest of archives"),
+        ('{"archives": [{"file": "a.h5", "videos": 4, "videos": 5}]}', "the key 'videos' occurs more than once"),
         ({"format": "other"}, "expected the format 'ahernet-archive-set'"),
         ({"version": 2}, "version 2 of archive sets, this ahernet reads 1"),
         ({"archives": []}, "archives: expected a list of at least one file"),

@@ -1,13 +1,16 @@
+import ast
 import gzip
 import io
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+import ahernet
 from ahernet.data.annotations import read_text
 from ahernet.data.archive_set import read_manifest
-from ahernet.data.bounded_read import PIECE, read_up_to
+from ahernet.data.bounded_read import PIECE, parse_json, read_up_to
 from ahernet.data.detections import read_detections
 from ahernet.errors import UserError
 
@@ -42,3 +45,30 @@ def test_a_small_file_reserves_little_memory(tmp_path, name, content, read):
     finally:
         tracemalloc.stop()
     assert most < 4 * PIECE
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"a": 1, "b": 2, "a": 1}', "a"),
+        (b'[{"b": {"": 1, "": 2}}]', ""),
+        ('{"\\ud800": 1, "\\ud800": 2}', "\\\\ud800"),
+    ],
+)
+def test_json_that_says_something_twice_is_refused(text, key):
+    with pytest.raises(ValueError, match=f"^the key '{key}' occurs more than once in one object$"):
+        parse_json(text)
+
+
+def test_keys_of_several_objects_may_be_the_same():
+    assert parse_json(b'[{"a": {"a": 1}}, {"a": 2}]') == [{"a": {"a": 1}}, {"a": 2}]
+
+
+def test_no_reader_takes_json_that_says_something_twice():
+    """Everything is read by `parse_json`; `json.loads` is for what `json.dumps` has just written."""
+    others = []
+    for path in Path(ahernet.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads"):
+                others += [path.name] if not ast.unparse(node.args[0]).startswith("json.dumps(") else []
+    assert others == ["bounded_read.py"]

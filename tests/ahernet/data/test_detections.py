@@ -184,7 +184,7 @@ def test_a_bad_detection_is_named_with_its_file_and_video(found: object, message
         (b'{"version": "VERSION 1.3"}', "expected an ActivityNet result file"),
         (b'{"results": [1]}', "expected an ActivityNet result file"),
         (b'{"results": {"a": {"label": 1}}}', "video 'a': expected a list of detections, got dict"),
-        (b'{"results": {"a": [], "a": []}}', "the key 'a' occurs twice"),
+        (b'{"results": {"a": [], "a": []}}', "the key 'a' occurs more than once"),
         (b'{"results": {"": []}}', "non-empty text"),
         (b'{"results": {"\\ud800": []}}', "'\\\\ud800': expected a video id or label of valid"),
         (b'{"results": {"a": [{"label": "", "score": 1, "segment": [0, 1]}]}}', "non-empty text"),

@@ -158,6 +158,12 @@ def test_a_manifest_of_other_content_is_refused(tmp_path, change, message):
         read_manifest(tmp_path)
 
 
+def test_a_manifest_that_says_something_twice_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"classes": ["jump"], ' + json.dumps(GOOD)[1:])
+    with pytest.raises(UserError, match=r"manifest\.json: .*the key 'classes' occurs more than once"):
+        read_manifest(tmp_path)
+
+
 def test_a_folder_without_manifest_says_so(tmp_path):
     with pytest.raises(UserError, match=r"a folder without manifest\.json, expected one that localize wrote"):
         load_detections(tmp_path)

@@ -252,7 +252,7 @@ def test_videos_without_features_are_counted_and_ids_may_lack_their_prefix(tmp_p
         found_in(source, Annotations({"x": video("x")}, "none"), checkpoint, ("c",))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{}", '{"seed": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{}", '{"seed": 3}', '{"seed": 0, "a": 3, "a": 4}'])
 def test_a_damaged_result_is_measured_again(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)

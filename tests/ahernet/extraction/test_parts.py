@@ -14,7 +14,7 @@ from ahernet.data.archive_set import open_features
 from ahernet.errors import UserError
 from ahernet.extraction.backbones import BACKBONES
 from ahernet.extraction.extract import ExtractionSettings
-from ahernet.extraction.parts import PartsJob, extract_parts, part_path, report_path
+from ahernet.extraction.parts import JOB_NAME, PartsJob, extract_parts, part_path, report_path
 from ahernet.files import claim_folder
 
 VIDEOS = 7
@@ -110,6 +110,14 @@ def test_a_folder_of_another_extraction_is_refused(job, change, named):
         change = {"videos": dict(list(job.videos.items())[:5])}
     with pytest.raises(UserError, match=f"holds parts of another extraction, with {named} .* instead of "):
         run(dataclasses.replace(job, **change))
+
+
+def test_a_folder_that_says_twice_what_it_holds_is_refused(job):
+    run(job)
+    described = job.folder / JOB_NAME
+    described.write_text('{"part_videos": 1, ' + described.read_text()[1:])
+    with pytest.raises(UserError, match=rf"{JOB_NAME}: .*the key 'part_videos' occurs more than once"):
+        run(job)
 
 
 def test_a_part_that_another_process_makes_is_waited_for_and_made_if_that_one_dies(job, monkeypatch):
@@ -241,7 +249,7 @@ def test_what_is_beside_a_part_stays_while_another_process_holds_it(job):
         assert (job.folder / ".part-000001.h5.abcdefgh.tmp").exists()
 
 
-@pytest.mark.parametrize("damage", [None, "[", "[]"])
+@pytest.mark.parametrize("damage", [None, "[", "[]", '{"archive": false, "skipped": {}, "skipped": {}}'])
 def test_a_part_with_a_report_is_made_again_when_its_archive_is_gone(job, damage):
     job = broken(job, "v1")
     run(job)
@@ -277,7 +285,7 @@ ON_RAY = """
 import sys
 from pathlib import Path
 from ahernet.extraction.extract import ExtractionSettings
-from ahernet.extraction.parts import PartsJob, extract_parts
+from ahernet.extraction.parts import JOB_NAME, PartsJob, extract_parts
 import small_tiny
 
 videos = {path.stem: path for path in sorted(Path(sys.argv[1]).glob("*.mp4"))}

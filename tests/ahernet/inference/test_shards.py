@@ -216,7 +216,7 @@ def test_videos_that_are_left_out_are_listed_beside_their_shard(job):
     assert (result.videos, result.skipped) == (2, 1)
     assert json.loads((job.folder / "part-000000.skipped.json").read_bytes()) == {"v_unknown": "unknown duration"}
     assert load_detections(job.folder).video_ids == ("good",)
-    for content in (b"", b"5", b"[" * 100_000):
+    for content in (b"", b"5", b"[" * 100_000, b'{"v_1": "short", "v_1": "damaged"}'):
         (job.folder / "part-000000.skipped.json").write_bytes(content)
         with pytest.raises(UserError, match=r"part-000000\.skipped\.json: "):
             run(dataclasses.replace(alone, on_error="skip"))
