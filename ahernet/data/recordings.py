@@ -42,6 +42,7 @@ Cut = Literal["none", "classes", "groups"]
 to be apart follows one that is not, or the other way round."""
 
 MAX_WINDOW = 1_000_000  # samples
+VALUES_AT_ONCE = 1 << 24  # of the windows of several rows, which overlap: all of a recording may not fit memory
 STATISTICS = 3  # mean, standard deviation, change
 SHARE_SEED = 0  # of the random share of recordings for training
 SMALLEST_DEVIATION = 1e-6  # of a column's own scale: below it a column counts as constant
@@ -113,8 +114,8 @@ def import_recordings(
         path: the npz file; its layout and the features are described in this module's docstring.
         archive: feature archive to write, and folders for it.
         annotations: annotation file to write, and folders for it.
-        window: samples that one row describes.
-        stride: samples from one row to the next.
+        window: samples that one row describes, at most those of the longest recording.
+        stride: samples from one row to the next, at most as many.
         cut: `none` keeps recordings whole. `classes` cuts midway between the last segment of a run of one
             class and the first segment of the next run; each clip then shows one class. `groups` cuts in the same
             way where classes of `apart` and other classes meet; no clip then shows both.
@@ -129,11 +130,12 @@ def import_recordings(
 
     Raises:
         UserError: a file that cannot be read or written, keys that are missing or do not fit together,
-            recordings to be cut where segments of different classes overlap, subjects or classes that do not occur, or
-            options that contradict one another.
+            recordings to be cut where segments of different classes overlap, subjects or classes that do not occur, a
+            window or stride beyond every recording, or options that contradict one another.
     """
     _check_options(window, stride, cut, apart, training_subjects, training_share)
     everything = read_recordings(path)
+    _check_lengths(everything, window, stride, path)
     recordings = without_classes(everything, background, path)
     check_classes(recordings, apart, "apart", path)
     training = _training_recordings(recordings, training_subjects, training_share, path)
@@ -258,7 +260,13 @@ def window_statistics(values: np.ndarray, window: int, stride: int) -> np.ndarra
     needed = (rows - 1) * stride + window
     first = np.clip(np.arange(needed) - before, 0, len(values) - 1)
     windows = np.lib.stride_tricks.sliding_window_view(values[first], window, axis=0)[::stride]
-    half = max(window // 2, 1)
+    at_once = max(VALUES_AT_ONCE // windows[0].size, 1)
+    return np.concatenate([_statistics(windows[row : row + at_once]) for row in range(0, rows, at_once)])
+
+
+def _statistics(windows: np.ndarray) -> np.ndarray:
+    """Describe windows (rows, C, W) by rows (rows, 3 C)."""
+    half = max(windows.shape[-1] // 2, 1)
     change = windows[..., -half:].mean(axis=-1) - windows[..., :half].mean(axis=-1)
     return np.concatenate([windows.mean(axis=-1), windows.std(axis=-1), change], axis=1)
 
@@ -382,6 +390,16 @@ def _check_options(
         raise UserError("training_subjects and training_share: expected one of the two, got both")
     if share is not None and not 0 < share < 1:
         raise UserError(f"training_share: expected a number between 0 and 1, got {share:g}")
+
+
+def _check_lengths(recordings: Recordings, window: int, stride: int, path: Path) -> None:
+    """Refuse rows that would describe the repeated ends of recordings more than any recording."""
+    longest = int(np.diff(recordings.offsets).max())
+    for name, samples in (("window", window), ("stride", stride)):
+        if samples > longest:
+            raise UserError(
+                f"{path}: {name}: expected at most the {longest:,} samples of the longest recording, got {samples:,}"
+            )
 
 
 def _training_recordings(recordings: Recordings, subjects: str | None, share: float | None, path: Path) -> np.ndarray:

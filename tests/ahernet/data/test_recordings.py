@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahernet.data import zip_guard
+from ahernet.data import recordings, zip_guard
 from ahernet.data.annotations import read_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.recordings import (
@@ -187,6 +188,27 @@ def test_window_statistics_equal_a_loop(samples, window, stride, rng):
         np.testing.assert_allclose(row, np.concatenate([part.mean(0), part.std(0), change]), atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 30, 47])
+def test_window_statistics_are_the_same_to_the_bit_however_many_rows_are_computed_at_once(monkeypatch, at_once):
+    values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    for window, stride in ((1, 1), (5, 1), (5, 3), (50, 7)):
+        whole = window_statistics(values, window, stride)
+        with monkeypatch.context() as patched:
+            patched.setattr(recordings, "VALUES_AT_ONCE", at_once)
+            np.testing.assert_array_equal(window_statistics(values, window, stride), whole)
+
+
+def test_a_window_as_long_as_the_recording_takes_little_memory():
+    values = np.zeros((6_000, 2), np.float32)  # all windows together hold 275 MiB
+    tracemalloc.start()
+    try:
+        window_statistics(values, 6_000, 1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 150 << 20
+
+
 def test_standardised_columns_have_mean_zero_and_variance_one_and_constants_vanish():
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(5e3, 3, (400, 2)), np.full((400, 1), 1e4 / 3)], axis=1)
@@ -306,6 +328,8 @@ def test_bad_options_are_refused(tmp_path):
         ({"training_share": 1.0}, "training_share: expected a number between 0 and 1, got 1"),
         ({"training_subjects": "3-5"}, "none of '3-5' .* has 1, 7"),
         ({"stride": 150}, "closer than the stride"),
+        ({"window": 201}, r"recordings\.npz: window: expected at most the 200 samples of the longest .*, got 201"),
+        ({"stride": 201, "cut": "none"}, "stride: expected at most the 200 samples of the longest recording, got 201"),
     ]:
         with pytest.raises(UserError, match=message):
             convert(tmp_path, path, **options)
