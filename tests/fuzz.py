@@ -33,6 +33,7 @@ NAMES = (
     "recordings",
     "foreign-features",
     "training-state",
+    "backbone-weights",
     "own-records",
     "names",
 )
@@ -48,6 +49,9 @@ def fuzz(name: str, inputs: int, seed: int, keep: Path, work: Path) -> None:
     with atheris.instrument_imports(include=["ahernet", "tomllib"]):
         from fuzz_readers import READERS, Watch, run
 
+    from torch._weights_only_unpickler import Unpickler
+
+    Unpickler.load = atheris.instrument_func(Unpickler.load)  # a part of torch: it decides what `.pt` files may say
     reader, watch = READERS[name], Watch()
     corpus = work / "corpus"
     corpus.mkdir()

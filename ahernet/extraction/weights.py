@@ -19,6 +19,8 @@ from ahernet.files import file_hash
 
 RANDOM_SEED = 0
 RANDOM_WEIGHTS = f"random initialisation, seed {RANDOM_SEED}: for testing the pipeline only"
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 COUNTER = "num_batches_tracked"  # of training; files written before torch 0.4.1 lack it
 
 
@@ -93,10 +95,18 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], ba
         ]
         raise UserError(f"{path}: not weights of {backbone.name}: {'; '.join(parts)}")
     for name in needed:
-        if name in state and state[name].shape != expected[name].shape:
-            raise UserError(
-                f"{path}: tensor {name} has shape {tuple(state[name].shape)}, "
-                f"{backbone.name} expects {tuple(expected[name].shape)}"
-            )
-        if name in state and not state[name].isfinite().all():
-            raise UserError(f"{path}: tensor {name} holds NaN or infinite values, expected finite ones")
+        if name in state:
+            _check_tensor(name, state[name], expected[name], backbone, path)
+
+
+def _check_tensor(name: str, tensor: Tensor, expected: Tensor, backbone: Backbone, path: Path) -> None:
+    # Others have no shape, no values, or none that can be compared.
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.dtype not in NUMBERS:
+        raise UserError(f"{path}: tensor {name} of {tensor.dtype} is not a plain array of numbers")
+    if tensor.shape != expected.shape:
+        raise UserError(
+            f"{path}: tensor {name} has shape {tuple(tensor.shape)}, {backbone.name} expects {tuple(expected.shape)}"
+        )
+    used = tensor.to(expected.dtype) if expected.is_floating_point() else tensor  # may exceed what the network can hold
+    if not used.isfinite().all():
+        raise UserError(f"{path}: tensor {name} holds NaN or infinite values, expected finite ones")

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,9 @@ from typing import Any
 import h5py
 import matplotlib.font_manager  # noqa: F401  (makes folders of its own when it is first imported)
 import numpy as np
+import safetensors.torch
 import torch
+from torch import nn
 
 from ahernet.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from ahernet.commands.localization import read_thresholds
@@ -42,6 +45,8 @@ from ahernet.data.recordings import read_recordings
 from ahernet.errors import UserError
 from ahernet.experiments.runner import kept_result
 from ahernet.experiments.setting_file import read_setting
+from ahernet.extraction.backbones import Backbone, Preprocessing
+from ahernet.extraction.weights import load_network
 from ahernet.training.loss_log import draw_loss_curve
 from ahernet.training.training_state import STATE_FORMAT, read_state
 
@@ -371,6 +376,47 @@ def _state_seeds() -> list[bytes]:
     return [file.getvalue()]
 
 
+BACKBONE = Backbone(
+    "fuzzed",
+    dimension=2,
+    build=lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+    preprocessing=Preprocessing(1, 1),
+)
+WEIGHTS = {**BACKBONE.build().state_dict(), "fc.weight": torch.ones(2)}
+
+
+def _backbone(folder: Path, content: bytes) -> None:
+    """Read weights: a file as it is, or the pickle within one, whose checksum is made right."""
+    kind, content = content[:1], content[1:]
+    if kind == b"p":
+        content = _zipped(content)
+    load_network(BACKBONE, _at(folder, "weights.safetensors" if kind == b"s" else "weights.pt", content))
+
+
+def _backbone_seeds() -> list[bytes]:
+    published = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}}
+    old = io.BytesIO()
+    torch.save(published, old, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(io.BytesIO(_saved(WEIGHTS))) as archive:
+        pickled = archive.read("archive/data.pkl")
+    return [b"s" + safetensors.torch.save(WEIGHTS), b"z" + _saved(published), b"l" + old.getvalue(), b"p" + pickled]
+
+
+def _saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def _zipped(pickled: bytes) -> bytes:
+    """Return a file of `torch.save` with another pickle in it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_saved(WEIGHTS))) as good, zipfile.ZipFile(file, "w") as made:
+        for name in good.namelist():
+            made.writestr(name, pickled if name.endswith("/data.pkl") else good.read(name))
+    return file.getvalue()
+
+
 def _own_records(folder: Path, content: bytes) -> None:
     """What commands go on with: a loss log, a result of an experiment, and what is left of an archive begun."""
     kind, content = content[:1], content[1:]
@@ -479,6 +525,7 @@ NAMES = [
 ]
 NUMBERS = (b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 5000, b"null", b"true", b"[]", b"{}", b'""', b"\xff", b"\0")
 JSON_WORDS = (*NUMBERS, b'"segment"', b'"label"', b'"score"', b'"results"', b'"database"', b'"\\ud800"', b"[" * 3000)
+REBUILT = ("tensor_v2", "parameter", "sparse_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor")
 H5_WORDS = (b"\x89HDF\r\n\x1a\n", b"TREE", b"SNOD", b"HEAP", b"OHDR", b"\xff" * 8)
 
 READERS = {
@@ -509,6 +556,16 @@ READERS = {
     "recordings": Reader(_recording_seeds, _recordings, (*NUMBERS, b"PK\x03\x04", b"\x93NUMPY", b"'descr': '|O'")),
     "foreign-features": Reader(_foreign_seeds, _foreign, H5_WORDS),
     "training-state": Reader(_state_seeds, _state, (b"PK\x01\x02", b"PK\x03\x04", b"ctorch\n", *NUMBERS)),
+    "backbone-weights": Reader(
+        _backbone_seeds,
+        _backbone,
+        (
+            *(f"ctorch._utils\n_rebuild_{name}\n".encode() for name in REBUILT),
+            *(f"ctorch\n{name}\n".encode() for name in ("float8_e4m3fn", "complex64", "sparse_coo", "device", "Size")),
+            *(b"ctorch\nQInt8Storage\n", b"ccollections\nOrderedDict\n", b"X\x04\0\0\0meta", b"PK\x01\x02"),
+            *(b'"dtype"', b'"BOOL"', b'"F4"', b'"F8_E8M0"', b'"C64"', b'"data_offsets"', *NUMBERS),
+        ),
+    ),
     "own-records": Reader(
         lambda: [
             b'l{"iteration": 0, "total": 1.5, "learning_rate": 0.1}\n' * 2,

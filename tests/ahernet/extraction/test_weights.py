@@ -79,6 +79,10 @@ def test_without_a_file_weights_are_always_the_same_and_say_what_they_are_for():
             r"tensor bn1.weight has shape \(3,\), small expects \(2,\)",
         ),
         (lambda s: s["bn1.bias"].fill_(float("nan")), "tensor bn1.bias holds NaN"),
+        (
+            lambda s: s.update({"bn1.bias": torch.full((2,), 1e300, dtype=torch.float64)}),
+            "tensor bn1.bias holds NaN or",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused_by_tensor(change, message, tmp_path):
@@ -88,6 +92,28 @@ def test_weights_of_another_network_are_refused_by_tensor(change, message, tmp_p
     with pytest.raises(UserError, match=message) as caught:
         load_network(SMALL, tmp_path / "w.pt")
     assert str(caught.value).startswith(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that these kinds are in beta
+@pytest.mark.parametrize(
+    ("odd", "kind"),
+    [
+        (lambda t: t.to_sparse(), "float32"),
+        (lambda t: t.to_sparse_csr(), "float32"),
+        (lambda t: t.to("meta"), "float32"),
+        (lambda t: torch.nested.nested_tensor(list(t)), "float32"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "qint8"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+        (lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    ],
+    ids=["sparse", "compressed", "without memory", "nested", "quantized", "complex", "eight bits"],
+)
+def test_tensors_that_are_no_plain_arrays_are_refused(odd, kind, tmp_path):
+    state = trained()
+    state["bn1.bias"] = odd(state["bn1.bias"].reshape(1, -1))
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w\.pt: tensor bn1\.bias of torch\.{kind} is no plain array of numbers"):
+        load_network(SMALL, tmp_path / "w.pt")
 
 
 class Hostile:
