@@ -9,7 +9,7 @@ from typing import Any
 from ahernet.child_process import worker_pool
 from ahernet.config import Config, with_run
 from ahernet.experiments import added, certainty, embedding, layers, side_by_side
-from ahernet.experiments.runner import Unit, kept_result, trained_unit, wanted_of
+from ahernet.experiments.runner import Unit, find_result, kept_result, trained_unit, wanted_of
 from ahernet.experiments.setting import Data, Setting
 from ahernet.experiments.table import make_units, provenance
 from ahernet.files import make_folder
@@ -60,7 +60,8 @@ def run_figure(
 ) -> dict[str, Any]:
     """Train the runs of a figure with every seed, measure, and return the result as plain data.
 
-    Networks and measures that are in `folder` already are taken from there; figures share their networks.
+    Networks and measures that are in `folder` already are taken from there; figures share their networks. What is
+    measured already needs no networks.
 
     Args:
         name: one of `FIGURES`.
@@ -77,16 +78,16 @@ def run_figure(
     figure = FIGURES[name]
     make_folder(folder)
     units = make_units({run: with_run(config, run) for run in figure.runs}, data, seeds)
-    with worker_pool(jobs) as pool:
-        training = [pool.submit(trained_unit, unit, folder) for unit in units]
-        for future in ProgressBar(as_completed(training), name, len(units), unit="network", disable=not progress):
+    of_seed = {seed: [unit for unit in units if unit.config.training.seed == seed] for seed in seeds}
+    results = {seed: find_result(*_kept_as(name, of_seed[seed], folder)) for seed in seeds}
+    missing = [seed for seed in seeds if results[seed] is None]
+    with worker_pool(jobs) as pool:  # which starts no process before it is given work
+        training = [pool.submit(trained_unit, unit, folder) for seed in missing for unit in of_seed[seed]]
+        for future in ProgressBar(as_completed(training), name, len(training), unit="network", disable=not progress):
             future.result()
-        measuring = [
-            pool.submit(measured, name, [unit for unit in units if unit.config.training.seed == seed], folder)
-            for seed in seeds
-        ]
-        results = [future.result() for future in measuring]
-    return {**provenance(name, data, config, seeds), "results": results}
+        measuring = {seed: pool.submit(measured, name, of_seed[seed], folder) for seed in missing}
+        results |= {seed: future.result() for seed, future in measuring.items()}
+    return {**provenance(name, data, config, seeds), "results": [results[seed] for seed in seeds]}
 
 
 def measured(name: str, units: list[Unit], folder: Path) -> dict[str, Any]:
@@ -97,7 +98,11 @@ def measured(name: str, units: list[Unit], folder: Path) -> dict[str, Any]:
     """
     figure, seed, setting = FIGURES[name], units[0].config.training.seed, units[0].setting
     networks = {unit.name: trained_unit(unit, folder) for unit in units}
+    path, wanted = _kept_as(name, units, folder)
+    return kept_result(path, {"seed": seed}, wanted, lambda: figure.measure(networks, setting, seed))
+
+
+def _kept_as(name: str, units: list[Unit], folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file that keeps what a figure measures of the runs of one seed, and what that depends on."""
     wanted = {"networks": {unit.name: wanted_of(unit) for unit in units}}
-    return kept_result(
-        folder / f"{name}-{seed}.json", {"seed": seed}, wanted, lambda: figure.measure(networks, setting, seed)
-    )
+    return folder / f"{name}-{units[0].config.training.seed}.json", wanted

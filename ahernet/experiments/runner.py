@@ -78,8 +78,8 @@ def kept_result(
     path: Path, head: dict[str, Any], wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what the file holds if it was made with what is `wanted`, else measure and write it."""
-    found = _kept(path)
-    if found and all(found.get(key) == value for key, value in wanted.items()):
+    found = find_result(path, wanted)
+    if found is not None:
         return found
     result = {**head, **wanted, **measure()}
     with replace_when_complete(path) as temporary:
@@ -87,13 +87,28 @@ def kept_result(
     return result
 
 
-def _kept(path: Path) -> dict[str, Any]:
-    """Return what a file of a result holds, nothing if there is none or it is damaged: it is measured again."""
+def find_result(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a file of a result holds, None if it has to be measured: there is none, it is damaged, or made with
+    something else than is `wanted`.
+    """
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    if not isinstance(found, dict) or not found or any(found.get(key) != value for key, value in wanted.items()):
+        return None
+    return found
+
+
+def find_results(units: Iterable[Unit], folder: Path) -> list[dict[str, Any]] | None:
+    """Return the results of units if all of them are in files, as `run_units` would; None if there is work to do."""
+    results = []
+    for unit in units:
+        result = find_result(folder / unit.file_name, wanted_of(unit))
+        if result is None:
+            return None
+        results.append(result)
+    return results
 
 
 def trained_unit(unit: Unit, folder: Path, progress: bool = False) -> Path:

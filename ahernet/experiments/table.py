@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ahernet.child_process import worker_pool
 from ahernet.config import RUNS, Config, config_from_dict, config_to_dict, preset, with_run
 from ahernet.errors import UserError
-from ahernet.experiments.runner import Unit, oracle, run_units, with_one_network
+from ahernet.experiments.runner import Unit, find_results, oracle, run_units, with_one_network
 from ahernet.experiments.setting import Data
 from ahernet.progress import ProgressBar
 
@@ -217,11 +218,13 @@ def run_table(
         if unit.config.method.moments == "none":
             oracle(unit.setting)  # refused before long work, if it has none
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
-    with worker_pool(jobs) as pool:
-        futures = [pool.submit(run_units, group, folder) for group in with_one_network(units)]
+    groups = [(group, find_results(group, folder)) for group in with_one_network(units)]
+    finished = [found for _, found in groups if found is not None]
+    with worker_pool(jobs) as pool:  # which starts no process before it is given work
+        futures = [pool.submit(run_units, group, folder) for group, found in groups if found is None]
         with ProgressBar(total=len(units), desc=table, unit="run", disable=not progress) as bar:
-            for future in as_completed(futures):
-                for result in future.result():
+            for found in chain(finished, (future.result() for future in as_completed(futures))):
+                for result in found:
                     results[result["run"]].append(result)
                     bar.update()
     for found in results.values():

@@ -1,4 +1,6 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -230,6 +232,17 @@ def test_a_figure_is_measured_once_per_seed(setting, source, networks, folder, m
     assert [(kept["seed"], kept["layer"]) for kept in result["results"]] == [(0, -1)]
     assert (result["table"], result["source"], result["seeds"]) == ("embedding", "rendered", [0])
     assert set(OFFERED) == set(FIGURES)
+
+
+def test_a_figure_that_is_measured_starts_no_process_and_needs_no_networks(
+    setting, source, folder, monkeypatch, tmp_path
+):
+    measured("embedding", [Unit("aher", with_run(CONFIG, "aher"), setting)], folder)
+    shutil.copy(folder / "embedding-0.json", tmp_path)
+    monkeypatch.setattr(figures, "worker_pool", lambda jobs: nullcontext())  # which takes no work
+    result = run_figure("embedding", source, CONFIG, [0], tmp_path, progress=False)
+    assert [found["seed"] for found in result["results"]] == [0]
+    assert [path.name for path in tmp_path.iterdir()] == ["embedding-0.json"]
 
 
 def test_a_setting_without_videos_to_look_into_is_refused(setting, networks):

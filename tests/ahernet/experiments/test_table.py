@@ -160,6 +160,28 @@ def test_a_finished_run_is_not_repeated_unless_its_settings_changed(source, tmp_
     assert not list(tmp_path.glob("*.run"))
 
 
+def test_a_finished_table_starts_no_process_and_an_unfinished_one_only_for_what_is_missing(
+    source, tmp_path, monkeypatch
+):
+    # A thread spares the start of a process.
+    given = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, run, group, *others):
+            given.append([unit.name for unit in group])
+            return super().submit(run, group, *others)
+
+    monkeypatch.setattr(table_of_runs, "worker_pool", Pool)
+    for rows in (["aher0"], ["aher0", "aher-"], ["aher-", "aher0"]):
+        table = run_table("runs", source, CONFIG, [0], tmp_path, rows=rows, progress=False)
+    assert given == [["aher0"], ["aher-"]]
+    assert [run["run"] for run in table["runs"]] == ["aher0", "aher-"]
+    path = next(tmp_path.glob("aher0-*.json"))
+    path.write_text(path.read_text()[:-20])
+    assert run_table("runs", source, CONFIG, [0], tmp_path, rows=rows, progress=False)["rows"].keys() == {*rows}
+    assert given[2:] == [["aher0"]]
+
+
 def test_rows_that_differ_in_inference_alone_share_a_network_and_score_as_if_each_had_its_own(
     source, tmp_path, monkeypatch
 ):
