@@ -1,6 +1,7 @@
 """Attacks through HDF5 features, each built with stock h5py, each against the archive reader."""
 
 import os
+import struct
 
 import h5py
 import numpy as np
@@ -196,6 +197,22 @@ def test_a_chunk_of_zero_bytes_is_refused(path):
     assert content.count(key) == 1
     path.write_bytes(content.replace(key, bytes(len(key))))
     refused(path, "features has a chunk of 0 bytes")
+
+
+def test_chunks_of_another_number_of_dimensions_are_refused(path):
+    # HDF5 takes all memory for the first read of such a dataset.
+    with h5py.File(path, "r+") as file:
+        del file["durations"]
+        file.create_dataset("durations", data=np.ones((7, 5)), chunks=(4, 3))
+    content = path.read_bytes()
+    space = (
+        b"\x01\x02\x01" + bytes(5) + struct.pack("<4Q", 7, 5, 7, 5)
+    )  # version, dimensions, flags, shape, largest shape
+    assert content.count(space) == 1
+    path.write_bytes(content.replace(space, b"\x01\x01\x01" + bytes(5) + struct.pack("<4Q", 3, 3, 0, 0)))
+    with h5py.File(path) as file:
+        assert (file["durations"].shape, file["durations"].chunks) == ((3,), (4, 3))
+    refused(path, "durations has 1 dimensions and chunks of 2")
 
 
 @pytest.mark.parametrize("options", [{"scaleoffset": 3}, {"compression": 305, "allow_unknown_filter": True}])
