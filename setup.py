@@ -16,14 +16,14 @@ CORE = [
     "matplotlib>=3.10.8,<4",  # the loss curve and the timelines of demo, train and plot
 ]
 VIDEO = [
-    "av>=17.1,<20",  # decoding of video: wheels with FFmpeg inside; 15 to 17.0 crash on some files
+    "av>=18.0,<20",  # decoding of video: wheels with FFmpeg inside, whose holes SECURITY.md lists
 ]
 PARQUET = [
     "pyarrow>=20",  # detections of archives that are too large for one JSON
 ]
 RAY = [
     *PARQUET,
-    "ray[data]>=2.52",  # extraction and localization on many machines; 2.52 has authentication
+    "ray[data]>=2.56",  # extraction and localization on many machines; before 2.56 files could run code
 ]
 FIGURES = [
     "scikit-learn>=1.4",  # t-SNE of the figure of embeddings, which shows principal components without it

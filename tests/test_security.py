@@ -5,10 +5,12 @@ that import them and why; a new one has to be added here by hand.
 """
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "ahernet").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
@@ -88,16 +90,39 @@ def _of_call(name, node):
         yield f"{name} of anything"
 
 
-def test_every_library_that_ahernet_runs_with_is_in_the_table_of_dependencies():
+def requirements():
+    """What setup.py asks for to run with, by name."""
     setup = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     lists = {node.targets[0].id: node.value.elts for node in setup.body if isinstance(node, ast.Assign)}
     runtime = ("CORE", "VIDEO", "PARQUET", "RAY", "FIGURES")
-    wanted = [item.value for name in runtime for item in lists[name] if isinstance(item, ast.Constant)]
-    libraries = {re.split(r"[\[<>=; ]", requirement)[0] for requirement in wanted}
+    found = [Requirement(item.value) for name in runtime for item in lists[name] if isinstance(item, ast.Constant)]
+    return {requirement.name: requirement.specifier for requirement in found}
+
+
+def table_of(heading, end):
+    """The rows of the table below a heading of SECURITY.md, as lists of cells."""
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    table = text[text.index("## Dependencies") : text.index("## What is not promised")]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")][2:]
-    assert {name.strip() for row in rows for name in row.split(",")} == libraries
+    lines = text[text.index(heading) : text.index(end)].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
+
+
+def overlap(one, other):
+    """Whether a version fulfils two specifiers: if any does, a bound of one of them does."""
+    bounds = [Version(specifier.version) for specifier in (*one, *other)]
+    return any(one.contains(version) and other.contains(version) for version in bounds)
+
+
+def test_every_library_that_ahernet_runs_with_is_in_the_table_of_dependencies():
+    rows = table_of("## Dependencies", "### Known advisories")
+    assert {name.strip() for row in rows for name in row[0].split(",")} == requirements().keys()
+
+
+def test_the_ranges_exclude_the_versions_with_known_holes_that_security_md_says_they_do():
+    allowed, rows = requirements(), table_of("### Known advisories", "## What is not promised")
+    assert len(rows) > 20
+    for advisory, package, affected, done in rows:
+        word = "admitted," if overlap(allowed[package], SpecifierSet(affected)) else "excluded"
+        assert done.split()[0] == word, advisory
 
 
 def test_there_is_code_to_look_at():
