@@ -112,7 +112,7 @@ def test_tensors_that_are_no_plain_arrays_are_refused(odd, kind, tmp_path):
     state = trained()
     state["bn1.bias"] = odd(state["bn1.bias"].reshape(1, -1))
     torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"w\.pt: tensor bn1\.bias of torch\.{kind} is no plain array of numbers"):
+    with pytest.raises(UserError, match=rf"w\.pt: tensor bn1\.bias of torch\.{kind} is not a plain array of numbers"):
         load_network(SMALL, tmp_path / "w.pt")
 
 
