@@ -586,7 +586,7 @@ MUTANTS = [
     ),
     *mutants_of(
         "classification_loss", True, "classification_loss.py",
-        ("if videos * earlier + first < end:", "if first < end:"),
+        ("if videos * earlier + first < end:", "if videos * earlier + first < end - 1:"),
         ("inside = row < end", "inside = row < end - 1"),
         ("top = tl.where(top > float(\"-inf\"), top, 0.0)", "pass"),
         ("part_ptr + chunk * rows + row", "part_ptr + row"),

@@ -119,7 +119,7 @@ def test_every_library_that_ahernet_runs_with_is_in_the_table_of_dependencies():
 
 def test_the_ranges_exclude_the_versions_with_known_holes_that_security_md_says_they_do():
     allowed, rows = requirements(), table_of("### Known advisories", "## What is not promised")
-    assert len(rows) > 20
+    assert len(rows) > 10
     for advisory, package, affected, done in rows:
         word = "admitted," if overlap(allowed[package], SpecifierSet(affected)) else "excluded"
         assert done.split()[0] == word, advisory
