@@ -48,7 +48,7 @@ def test_a_batch_is_halved_until_it_fits_and_stays_so(capsys):
     limited.most = 8
     expected = ClipNetwork(replace(TINY, build=lambda: limited), None, "cpu", "float32").launch(_clips(8))()
     for features in (found, again):
-        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_clip_too_many_for_memory_ends_in_its_error():
