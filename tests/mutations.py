@@ -611,7 +611,7 @@ MUTANTS = [
          "label = tl.load(labels_ptr + source).to(tl.int32)"),
         ("mask=row < end, other=float(\"inf\"))", "mask=row < end, other=0.0)"),
         ("tl.exp(logits - log_sum[:, None]) - tl.where(is_label, 1.0, 0.0)", "tl.exp(logits - log_sum[:, None])"),
-        ("(videos * earlier + first < end) &", "(first < end) &"),
+        ("(videos * earlier + first < end) &", "(videos * earlier + first < end - 1) &"),
         ("for first_class in range(0, classes, BLOCK_CLASSES):",
          "for first_class in range(0, classes - 1, BLOCK_CLASSES):"),
         ("total = multiply(difference.to(w.dtype), w, total)",
