@@ -26,7 +26,7 @@ from ahernet.__main__ import INTERRUPTED
 from ahernet.command_settings import HelpFormatter
 from ahernet.commands import COMMANDS
 from ahernet.data.printable import printable
-from ahernet.errors import UserError
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import log_to, warnings_as_lines
 
 USER_ERROR = 2
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # --help and --version
         return error.code if isinstance(error.code, int) else 0
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory: try a smaller batch size or network", USER_ERROR)
 
@@ -159,14 +159,6 @@ def _problem_of_output() -> str | None:
 def _discard_output() -> None:
     """Let what the interpreter flushes at exit go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was short, or the error arose while one that says so was handled."""
-    if error is None:
-        return False
-    named = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)  # of torch: GPU, CPU
-    return isinstance(error, MemoryError) or named or _is_out_of_memory(error.__context__)
 
 
 def _fail(message: str, code: int) -> int:

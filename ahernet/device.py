@@ -31,8 +31,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on `device`; the copy to a GPU does not wait."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    """Return the tensor on `device`, unless it is on one of its kind already; the copy to a GPU does not wait."""
+    return tensor if tensor.device.type == device.type else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
@@ -55,10 +55,3 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, that of a GPU or the machine's."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("allocate memory", "out of memory")
-    )

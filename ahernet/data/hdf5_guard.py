@@ -201,7 +201,9 @@ def _refuse_undersized_storage(dataset: h5py.Dataset, path: Path, name: str, len
 def _refuse_bad_chunks(dataset: h5py.Dataset, path: Path, name: str, length: int) -> None:
     """Check filters and the table of chunks, which HDF5 trusts (a chunk of zero bytes crashes some versions)."""
     if len(dataset.chunks) != dataset.ndim:  # CVE-2026-19025: reading it takes all memory, or crashes
-        raise UserError(f"{path}: {name} has {dataset.ndim} dimensions and chunks of {len(dataset.chunks)}, expected as many")
+        raise UserError(
+            f"{path}: {name} has {dataset.ndim} dimensions and chunks of {len(dataset.chunks)}, expected as many"
+        )
     properties = dataset.id.get_create_plist()
     filters = {properties.get_filter(k)[0] for k in range(properties.get_nfilters())}
     unknown = filters - SAFE_FILTERS

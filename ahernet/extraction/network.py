@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahernet.device import choose_device, is_out_of_memory, to_device
-from ahernet.errors import UserError
+from ahernet.device import choose_device, to_device
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import warn
 from ahernet.extraction.backbones import Backbone, prepare_clips
 from ahernet.extraction.weights import load_network
@@ -57,7 +57,7 @@ class ClipNetwork:
         Raises:
             UserError: the network returns something else.
         """
-        features = self._compute_within_memory(to_device(torch.from_numpy(clips), self.device)).float()
+        features = self._compute_within_memory(torch.from_numpy(clips)).float()
         expected = (len(clips), self.backbone.dimension)
         if features.shape != expected:
             raise UserError(
@@ -81,7 +81,7 @@ class ClipNetwork:
         while True:
             tried = min(self._most_clips or len(clips), len(clips))
             try:
-                return torch.cat([self._compute(part) for part in torch.split(clips, tried)])
+                return torch.cat([self._compute(to_device(part, self.device)) for part in torch.split(clips, tried)])
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or tried == 1:
                     raise

@@ -16,8 +16,8 @@ from ahernet.checkpoint import Checkpoint
 from ahernet.config import InferenceConfig
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.detections import Detections
-from ahernet.device import choose_device, is_out_of_memory, launches_on
-from ahernet.errors import UserError
+from ahernet.device import choose_device, launches_on
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import warn
 from ahernet.inference.anchors import AnchorStep
 from ahernet.inference.crops import CropStep

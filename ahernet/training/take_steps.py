@@ -25,8 +25,8 @@ class _Part(NamedTuple):
 def take_steps(run: "Run", parts: Sequence[IterationBatch], phase: Phase) -> dict[str, Tensor]:
     """Take all steps of an iteration and return the terms of their losses, still on the device.
 
-    Of a batch in several parts only one takes memory at a time; its losses and gradients are those of the whole batch,
-    but for rounding. Nothing here waits for the device, and all shapes follow from those of the batch.
+    Of a batch in several parts only one takes memory of the device at a time; losses and gradients are those of the
+    whole batch, but for rounding. Nothing here waits for the device, and all shapes follow from those of the batch.
     """
     run.optimizer.zero_grad(set_to_none=True)
     ranks = [run.ranks] if len(parts) == 1 else _ranks_in_turn(run, parts, phase)
@@ -36,6 +36,7 @@ def take_steps(run: "Run", parts: Sequence[IterationBatch], phase: Phase) -> dic
     if settings.gradient_clip > 0:
         for network in run.networks.children():
             nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+    run.iteration += 1  # from here on parameters change: an iteration that fails cannot be tried again
     run.optimizer.step()
     terms, observed = computed.pop()
     if observed is not None:  # by every part the segments of all
@@ -51,9 +52,9 @@ def _ranks_in_turn(run: "Run", parts: Sequence[IterationBatch], phase: Phase) ->
 
 
 def _losses(run: "Run", batch: IterationBatch, phase: Phase, ranks: Ranks) -> dict[str, StepLoss]:
-    device, precision = next(run.networks.parameters()).device.type, run.config.training.precision
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        return step_losses(run.networks, run.config, batch, phase, run.rows, ranks)
+    device, precision = next(run.networks.parameters()).device, run.config.training.precision
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return step_losses(run.networks, run.config, batch.to(device), phase, run.rows, ranks)
 
 
 def _add_gradients(run: "Run", batch: IterationBatch, phase: Phase, ranks: Ranks) -> _Part:

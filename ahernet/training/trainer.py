@@ -23,8 +23,8 @@ from ahernet.checkpoint import save_checkpoint
 from ahernet.config import Config, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
-from ahernet.device import cpu_threads, is_out_of_memory, launches_on
-from ahernet.errors import UserError
+from ahernet.device import cpu_threads, launches_on
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import inform, warn
 from ahernet.files import claim_folder, make_folder
 from ahernet.prefetch import read_ahead
@@ -208,9 +208,18 @@ def _iterate(run: Run, data: TrainingData, folder: Path, device: torch.device, p
 
 
 def read_batch(run: Run, data: TrainingData, device: torch.device, iteration: int) -> Sequence[IterationBatch]:
-    """Read this process's part of the batch of an iteration, in `run.parts` parts, to where it is computed."""
-    ranks = [run.ranks] if run.parts == 1 else [Ranks(number, run.parts) for number in range(run.parts)]
-    return [read_iteration(data.untrimmed, data.moments, run.config, iteration, own).to(device) for own in ranks]
+    """Read this process's part of the batch of an iteration, to where it is computed, unless it is in several parts."""
+    count = run.parts
+    if count > 1:
+        ranks = [Ranks(number, count) for number in range(count)]
+        return [read_iteration(data.untrimmed, data.moments, run.config, iteration, own) for own in ranks]
+    batch = read_iteration(data.untrimmed, data.moments, run.config, iteration, run.ranks)
+    try:
+        return [batch.to(device)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return [batch]  # it is tried again, and a lack of memory dealt with, where it is computed
 
 
 def train_iteration(run: Run, parts: Sequence[IterationBatch], iteration: int) -> dict[str, torch.Tensor]:
@@ -220,7 +229,7 @@ def train_iteration(run: Run, parts: Sequence[IterationBatch], iteration: int) -
     rate = learning_rate(run.config, iteration)
     set_learning_rates(run.optimizer, rate, settings.classifier_rate, settings.transfer_rate, adversaries)
     if run.captured is not None and len(parts) == 1:
-        terms = run.captured.take(run, parts[0], phase)
+        terms = run.captured.take(run, parts[0].to(next(run.networks.parameters()).device), phase)
     else:
         terms = take_steps(run, parts, phase)
     run.iteration = iteration + 1
@@ -233,27 +242,26 @@ def train_within_memory(
 ) -> dict[str, torch.Tensor]:
     """As `train_iteration`; where memory is short, the batch is read again and computed in parts of half the size."""
     while True:
+        if len(parts) < run.parts:  # read before, or to be read again
+            parts = read(iteration)
         try:
             return train_iteration(run, parts, iteration)
         except (MemoryError, RuntimeError) as error:
-            if run.iteration != iteration:  # the steps are taken, and must not be again
+            # Several processes would have to agree, and would wait for one another meanwhile.
+            several, single = run.ranks.count > 1, run.parts == run.config.training.batch_size
+            if run.iteration > iteration or several or single or not is_out_of_memory(error):
                 raise
-            _halve_parts(run, len(parts), error)
-        parts = read(iteration)
+        parts = ()
+        _use_more_parts(run)
 
 
-def _halve_parts(run: Run, tried: int, error: Exception) -> None:
-    """Divide batches into more parts than were `tried` in vain; raise again what is no lack of memory or final."""
-    alone = run.ranks.count == 1  # several would have to agree, and wait for one another meanwhile
-    if not (alone and is_out_of_memory(error) and 2 * tried <= run.config.training.batch_size):
-        raise error
+def _use_more_parts(run: Run) -> None:
     run.captured = None
     run.optimizer.zero_grad(set_to_none=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if run.parts <= tried:  # or the batch was read before they became more
-        run.parts = 2 * tried
-        warn(f"train: out of memory, goes on with every batch in {run.parts} parts, whose gradients are added up")
+    run.parts = min(2 * run.parts, run.config.training.batch_size)
+    warn(f"train: out of memory, goes on with every batch in {run.parts} parts, whose gradients are added up")
 
 
 def read_losses(unread: list[dict[str, torch.Tensor]], run: Run, data: TrainingData) -> list[dict[str, float]]:

@@ -10,8 +10,7 @@ import torch
 from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict
 from ahernet.data.zip_guard import check_torch
-from ahernet.device import is_out_of_memory
-from ahernet.errors import UserError
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
 from ahernet.training.captured_steps import CapturedSteps

@@ -12,6 +12,7 @@ What another `UserError` said is complete already, and so is a text around it.
 """
 
 import ast
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -96,9 +97,10 @@ class Module:
     def messages(self) -> Iterator[Message]:
         for node in self._nodes:
             if isinstance(node, ast.Call) and _name(node.func) in ERRORS:
-                texts = frozenset(itertools.islice(self._texts(node.args[0]), MOST_TEXTS))
+                message = node.args[0] if node.args else ast.Constant("")
+                texts = frozenset(itertools.islice(self._texts(message), MOST_TEXTS))
                 is_prefixed = self._is_caught(node) or self._is_told_not_to_name(node)
-                yield Message(self._name, node.lineno, ast.unparse(node.args[0]), texts, is_prefixed)
+                yield Message(self._name, node.lineno, ast.unparse(message), texts, is_prefixed)
 
     def _is_caught(self, node: ast.AST) -> bool:
         return any(
@@ -215,6 +217,7 @@ def _assigned(scope: ast.AST, name: ast.Name) -> list[ast.expr]:
     return [node.value for node in assignments if [_name(target) for target in node.targets] == [name.id]]
 
 
+@functools.cache
 def _messages() -> list[Message]:
     paths = sorted(SOURCES.rglob("*.py"))
     modules = [Module(path.relative_to(SOURCES).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
@@ -279,6 +282,7 @@ def test_a_message_that_says_all_passes(source):
 @pytest.mark.parametrize(
     ("source", "missing"),
     [
+        ("UserError()", ["where", "what to do"]),
         ("UserError('went wrong')", ["where", "what to do"]),
         ("UserError(f'{path}: went wrong')", ["what to do"]),
         ("UserError(f'{path}: {reason}')", ["what to do"]),

@@ -14,8 +14,9 @@ from training_worlds import (
 )
 
 from ahernet.config import RUNS
+from ahernet.model.segment_classifier import SegmentClassifier
 from ahernet.training import take_steps
-from ahernet.training.iteration_batches import phase_ranges
+from ahernet.training.iteration_batches import IterationBatch, phase_ranges
 from ahernet.training.loss_log import read_loss_log
 from ahernet.training.steps import step_losses
 from ahernet.training.trainer import read_batch, train_iteration
@@ -41,9 +42,8 @@ def _short_of_memory(monkeypatch, most):
     return seen
 
 
-@pytest.mark.parametrize("parts", [2, 5])
 @pytest.mark.parametrize(("run", "preset"), [*((run, "tuned") for run in RUNS if run != "aherA-"), ("aher", "paper")])
-def test_losses_gradients_and_what_is_observed_are_those_of_the_whole_batch(world, run, preset, parts):
+def test_losses_gradients_and_what_is_observed_are_those_of_the_whole_batch(world, run, preset):
     config = small_config(
         run,
         preset,
@@ -54,7 +54,7 @@ def test_losses_gradients_and_what_is_observed_are_those_of_the_whole_batch(worl
     data = data_of(world, config)
     whole = new_run(config, data, CPU)
     divided = deepcopy(whole)
-    divided.parts = parts
+    divided.parts = 3  # of 1, 2 and 2 videos
     for planned in phase_ranges(config).values():
         terms = [train_iteration(run, read_batch(run, data, CPU, planned[0]), planned[0]) for run in (whole, divided)]
         assert terms[0].keys() == terms[1].keys()
@@ -111,6 +111,45 @@ def test_lack_of_memory_for_a_single_video_ends_the_run_without_losing_it(world,
     with pytest.raises(torch.OutOfMemoryError):
         train_in(world, tmp_path, small_config("aher*", training={"iterations": 7}), resume=True)
     assert (tmp_path / "training_state.pt").read_bytes() == kept
+
+
+def test_parts_become_single_videos_whatever_the_size_of_the_batch(world, tmp_path, monkeypatch):
+    config = small_config("aher*", training={"iterations": 1, "batch_size": 3})
+    seen = _short_of_memory(monkeypatch, most=1)
+    train_in(world, tmp_path, config)
+    looks, computed = [1, 1, 1], [1, 1, 1]
+    assert seen == [3, 1, 2, 1, 2, *looks, *computed]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(torch.optim.Adam, "step"), (SegmentClassifier, "observe")])
+def test_an_iteration_whose_steps_may_have_been_taken_is_not_tried_again(world, tmp_path, monkeypatch, owner, name):
+    calls = []
+
+    def broken(*_):
+        calls.append(None)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_in(world, tmp_path, small_config("aher", training={"iterations": 1}))
+    assert len(calls) == 1
+
+
+def test_a_batch_that_does_not_fit_where_it_is_computed_is_divided_too(world, tmp_path, monkeypatch):
+    moved = IterationBatch.to
+
+    def limited(batch, device):
+        if len(batch.untrimmed.video_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return moved(batch, device)
+
+    config = small_config("aher*", training={"iterations": 3})
+    train_in(world, tmp_path / "whole", config)
+    monkeypatch.setattr(IterationBatch, "to", limited)
+    train_in(world, tmp_path / "parts", config)
+    logs = [read_loss_log(tmp_path / name / "losses.jsonl") for name in ("whole", "parts")]
+    for one, other in zip(*logs, strict=True):
+        assert other == pytest.approx(one, rel=0.02, abs=1e-3)
 
 
 def test_other_errors_are_raised_at_once(world, tmp_path, monkeypatch):
