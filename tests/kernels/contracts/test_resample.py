@@ -37,7 +37,7 @@ def test_backward_is_the_transpose_of_forward(ops, lengths, steps):
     torch.testing.assert_close(actual[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 17, 100, 5000])
+@pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 17, 100, 2000])
 def test_a_constant_stays_constant(ops, rows):
     output = ops.resample(torch.full((rows, 2), 3.0), torch.tensor([0, rows]), 16)
     torch.testing.assert_close(output, torch.full((1, 16, 2), 3.0), rtol=2e-6, atol=0)
@@ -128,7 +128,7 @@ def test_more_channels_than_one_tile(ops):
 @pytest.mark.parametrize("steps", [512, 384])
 def test_hours_of_video_keep_their_precision(ops, steps):
     """Weights are measured from the row, so they do not lose digits far from the start."""
-    rows = 4_000 if ops.name == "interpreter" else 200_000
+    rows = 1_500 if ops.name == "interpreter" else 200_000
     ramp = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
     features = torch.stack([torch.ones(rows), ramp.float()], dim=1)
     output = ops.resample(features, torch.tensor([0, rows]), steps)[0]
