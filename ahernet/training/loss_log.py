@@ -96,6 +96,8 @@ def read_loss_log(path: Path) -> list[dict[str, float]]:
             break
         if not isinstance(entry, dict) or not entry.keys() >= set(COLUMNS):
             break
+        if not all(name.isascii() and name.isidentifier() for name in entry):  # others cannot all be drawn
+            break
         if not all(type(value) is float or (type(value) is int and abs(value) < 1 << 62) for value in entry.values()):
             break
         entries.append(entry)

@@ -534,7 +534,7 @@ def test_a_checkpoint_without_a_training_state_is_not_overwritten_by_resuming(wo
     assert (tmp_path / "checkpoint.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("total", ["9" * 400, '"1"', "null", "[" * 100_000, '1, "total": 2'])
+@pytest.mark.parametrize("total", ["9" * 400, '"1"', "null", "[" * 100_000, '1, "total": 2', '1, "\\ud800": 2'])
 def test_the_loss_log_ends_where_it_is_damaged(tmp_path, total):
     log = tmp_path / "losses.jsonl"
     lines = [{"iteration": k, "total": 1, "learning_rate": 0.1} for k in range(3)]
