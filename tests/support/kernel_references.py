@@ -143,6 +143,7 @@ def nms(
     return index, count
 
 
+@np.errstate(invalid="ignore")  # an infinite score times 0 is NaN, and above no minimum
 def soft_nms(
     segments: Tensor,
     scores: Tensor,
