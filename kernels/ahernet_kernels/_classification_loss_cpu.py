@@ -1,6 +1,8 @@
 """The CPU form of `classification_loss`: matrix products of the labelled cells of a scale and a chunk of classes."""
 
+import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +10,19 @@ from torch.library import custom_op
 
 from ahernet_kernels._packed import unpacked
 
-CPU_BLOCK_ELEMENTS = 1 << 20
+CPU_BLOCK_ELEMENTS = 1 << 20  # of the table of a chunk
+
+
+class _LabelledCells(NamedTuple):
+    """The `n` labelled cells of a scale."""
+
+    features: Tensor
+    """`(n, D_j)` fp32."""
+    video: Tensor
+    cell: Tensor
+    label: Tensor
+    rows: slice
+    """Which rows of `order` they are."""
 
 
 @custom_op("ahernet_kernels::classification_loss_cpu", mutates_args=(), device_types="cpu")
@@ -23,14 +37,12 @@ def classification_loss_cpu(
     """Sum of losses and log-sum of each row, as the kernels return them."""
     log_sum = torch.zeros((labels.numel(),))
     loss = torch.zeros(())
-    for j, (x, _, _, rows) in enumerate(_labelled_rows(features, order, ends)):
-        label = labels.flatten()[order[rows]]
-        total = torch.full((len(x),), -torch.inf)
-        for _, logits in _logits_in_chunks(x, weights[j], biases[j]):
-            total = torch.logaddexp(total, logits.logsumexp(dim=1))
-        picked = (x * weights[j][label].float()).sum(dim=1) + biases[j][label].float()
-        log_sum[rows] = total
-        loss += (total - picked).sum()
+    for j, labelled in enumerate(_labelled_cells(features, labels, order, ends)):
+        parts = _logits_in_chunks(labelled.features, weights[j], biases[j])
+        total = functools.reduce(torch.logaddexp, (logits.logsumexp(dim=1) for _, logits in parts))
+        weight, bias = weights[j][labelled.label].float(), biases[j][labelled.label].float()
+        log_sum[labelled.rows] = total
+        loss += (total - ((labelled.features * weight).sum(dim=1) + bias)).sum()
     return loss, log_sum
 
 
@@ -61,23 +73,22 @@ def classification_loss_backward_cpu(
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Packed gradients of features, weights and biases, of a chunk of classes at a time."""
-    of_features, of_weights, of_biases = (
-        per_scale[0].new_zeros(sum(x.numel() for x in per_scale)) for per_scale in (features, weights, biases)
-    )
+    of_features = features[0].new_zeros(sum(x.numel() for x in features))
+    of_weights, of_biases = (x[0].new_empty(sum(y.numel() for y in x)) for x in (weights, biases))
     feature_outputs = unpacked(of_features, [x.shape for x in features], channels_last=True)
     weight_outputs = unpacked(of_weights, [x.shape for x in weights], channels_last=False)
     bias_outputs = unpacked(of_biases, [x.shape for x in biases], channels_last=False)
-    for j, (x, video, cell, rows) in enumerate(_labelled_rows(features, order, ends)):
-        label = labels.flatten()[order[rows]]
+    for j, labelled in enumerate(_labelled_cells(features, labels, order, ends)):
+        x, label, log_sums = labelled.features, labelled.label, log_sum[labelled.rows, None]
         total = torch.zeros_like(x)
         for part, logits in _logits_in_chunks(x, weights[j], biases[j]):
-            difference = logits.sub_(log_sum[rows, None]).exp_()
+            difference = logits.sub_(log_sums).exp_()
             (here,) = ((label >= part.start) & (label < part.stop)).nonzero(as_tuple=True)
             difference[here, label[here] - part.start] -= 1
             total.addmm_(difference, weights[j][part].float())
-            weight_outputs[j][part] = (gradient * (difference.T @ x)).to(x.dtype)
-            bias_outputs[j][part] = (gradient * difference.sum(dim=0)).to(x.dtype)
-        feature_outputs[j].transpose(1, 2)[video, cell] = (gradient * total).to(features[j].dtype)
+            torch.mul(difference.T @ x, gradient, out=weight_outputs[j][part])
+            torch.mul(difference.sum(dim=0), gradient, out=bias_outputs[j][part])
+        feature_outputs[j].transpose(1, 2)[labelled.video, labelled.cell] = (gradient * total).to(features[j].dtype)
     return of_features, of_weights, of_biases
 
 
@@ -98,23 +109,21 @@ def _(
     return of_features, of_weights, of_biases
 
 
-def _labelled_rows(
-    features: list[Tensor], order: Tensor, ends: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
-    """Of each scale its labelled cells: features (n, d) fp32, video and cell of each, and which rows they are."""
-    all_cells = sum(x.shape[2] for x in features)
-    first_cell = 0
+def _labelled_cells(features: list[Tensor], labels: Tensor, order: Tensor, ends: Tensor) -> Iterator[_LabelledCells]:
+    """The labelled cells of each scale."""
+    videos, all_cells = labels.shape
+    video, cell, label = order // all_cells, order % all_cells, labels.flatten()[order]
+    first = 0
     for x, end in zip(features, ends.tolist(), strict=True):
-        rows = slice(x.shape[0] * first_cell, end)
-        source = order[rows]
-        video, cell = source // all_cells, source % all_cells - first_cell
-        yield x.transpose(1, 2)[video, cell].float(), video, cell, rows
-        first_cell += x.shape[2]
+        rows = slice(videos * first, end)
+        at = video[rows], cell[rows] - first
+        yield _LabelledCells(x.transpose(1, 2)[at].float(), *at, label[rows], rows)
+        first += x.shape[2]
 
 
 def _logits_in_chunks(x: Tensor, weights: Tensor, biases: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Logits (n, chunk) in fp32 of a chunk of classes at a time, and which classes they are."""
-    size = max(1, CPU_BLOCK_ELEMENTS // max(1, len(x)))
+    size = max(1, CPU_BLOCK_ELEMENTS // max(1, *x.shape))  # the chunk's gradient of the weights is no larger either
     for first in range(0, len(weights), size):
         part = slice(first, min(first + size, len(weights)))
         yield part, torch.addmm(biases[part].float(), x, weights[part].float().T)
