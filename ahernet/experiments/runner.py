@@ -90,11 +90,16 @@ def kept_result(
 def find_result(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """Return what a file of a result holds, None if it has to be measured: there is none, it is damaged, or made with
     something else than is `wanted`.
+
+    Raises:
+        UserError: it cannot be read.
     """
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the finished run ({error.strerror}); remove it") from error
     if not isinstance(found, dict) or not found or any(found.get(key) != value for key, value in wanted.items()):
         return None
     return found

@@ -274,6 +274,12 @@ def test_videos_without_features_are_counted_and_ids_may_lack_their_prefix(tmp_p
         found_in(source, Annotations({"x": video("x")}, "none"), checkpoint, ("c",))
 
 
+def test_a_result_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(UserError, match=r"result\.json: cannot read the finished run \(Is a directory\); remove it"):
+        kept_result(tmp_path / "result.json", {}, {}, dict)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{}", '{"seed": 3}', '{"seed": 0, "a": 3, "a": 4}'])
 def test_a_damaged_result_is_measured_again(tmp_path, content):
     path = tmp_path / "result.json"
