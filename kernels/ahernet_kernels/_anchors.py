@@ -148,19 +148,15 @@ def decode_anchors_torch(
     """Segments, scores and labels of all anchors from probability and label (B, cells) of the cells."""
     ratios = overlaps[0].shape[1]
     offset = _per_anchor(offsets, ratios)
-    overlap = _per_anchor(overlaps, ratios)[..., 0]
     anchor_centre, anchor_width = anchors.float().unbind(-1)
     centre = anchor_centre + centre_scale * anchor_width * offset[..., 0]
-    half_width = 0.5 * anchor_width * (width_scale * offset[..., 1]).exp()
-    valid = centre.isfinite() & ~half_width.isnan()
-    ends = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp(0.0, 1.0)
-    scores = probability.repeat_interleave(ratios, dim=1) * overlap.sigmoid().nan_to_num(nan=0.0)
-    segments = torch.where(valid[..., None], ends, 0.0)
-    return (
-        segments,
-        torch.where(segments[..., 1] > segments[..., 0], scores, -torch.inf),
-        labels.repeat_interleave(ratios, dim=1),
-    )
+    half_width = (width_scale * offset[..., 1]).exp_().mul_(0.5 * anchor_width)
+    centre.nan_to_num_(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)  # both ends of such a segment become 0
+    segments = torch.stack([centre - half_width, centre + half_width], dim=-1).clamp_(0.0, 1.0).nan_to_num_(nan=0.0)
+    scores = _per_anchor(overlaps, ratios)[..., 0].sigmoid_().nan_to_num_(nan=0.0)
+    scores.mul_(probability.repeat_interleave(ratios, dim=1))
+    scores.masked_fill_(segments[..., 1] <= segments[..., 0], -torch.inf)
+    return segments, scores, labels.repeat_interleave(ratios, dim=1)
 
 
 def _per_anchor(per_scale: list[Tensor], ratios: int) -> Tensor:
