@@ -63,13 +63,13 @@ def test_every_piece_is_resampled_by_itself(ops, videos, rows, dimension):
 
 
 def test_pieces_of_the_usual_lengths(ops):
-    lengths = torch.tensor([[0, 128, 0], [77, 50, 1], [1, 1, 126], [128, 0, 0], [3, 0, 125], [64, 64, 0]])
-    pieces = pieces_of(6, (32, 64, 32))
+    lengths = torch.tensor([[77, 50, 1], [0, 128, 0], [3, 0, 125]])
+    pieces = pieces_of(3, (32, 64, 32))
     assert_equals_resampling(ops, pieces, lengths, alone(lengths))
-    assert_equals_resampling(ops, pieces, lengths, (torch.arange(128) // 43).expand(2, -1).contiguous())
+    assert_equals_resampling(ops, pieces, lengths, (torch.arange(128) // 43)[None])
 
 
-@given(videos=shown_in_videos(9), rows=st.tuples(*[st.integers(1, 20)] * 3))
+@given(videos=shown_in_videos(9, most=2), rows=st.tuples(*[st.integers(1, 9)] * 3))
 def test_backward_is_the_transpose_of_forward(ops, videos, rows):
     """<stretch(x), g> = <x, backward(g)> for every x and g."""
     lengths, shown = videos
