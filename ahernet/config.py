@@ -293,7 +293,8 @@ class TrainingConfig(_Section):
             discriminators; 0 leaves gradients as they are.
         seed: of the initial weights and of the order of the videos.
         checkpoint_every: iterations between two checkpoints.
-        precision: of the forward pass; "bfloat16" uses autocast and keeps float32 weights.
+        precision: of the forward pass; "bfloat16" uses autocast and keeps float32 weights. An NVIDIA GPU multiplies
+            "float32" in convolutions as TF32, unless torch.backends.cudnn.allow_tf32 is False.
         average: weight of the past in a running mean of the parameters, which the checkpoint then holds; 0 keeps
             the last parameters. The mean is of what the iterations leave, without the initial parameters.
         deterministic: use only algorithms that repeat bit for bit; on a CPU all do. For a GPU the environment variable
@@ -346,7 +347,7 @@ class InferenceConfig(_Section):
             suppression chooses among the candidates of all windows, keeping `top_k` times their number. 0 takes every
             video whole.
         window_overlap: share of a window that it has in common with the next, at least.
-        precision: of backbone and heads.
+        precision: of backbone and heads; "float32" is TF32 in convolutions of an NVIDIA GPU, as in training.
     """
 
     section: ClassVar[str] = "inference"

@@ -59,7 +59,9 @@ def write_once(path: Path, text: str) -> bool:
         return False
     prefix = _copy_prefix(path)
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=prefix, suffix=".tmp") as temporary:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=prefix, suffix=".tmp"
+        ) as temporary:
             temporary.write(text)
             temporary.flush()
             os.fsync(temporary.fileno())

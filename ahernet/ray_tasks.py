@@ -12,13 +12,14 @@ from ahernet.errors import UserError
 
 # A machine may be lost, and the next one as well; a task that loses so many is to blame itself.
 RETRIES = 5
+DEVICES = ("auto", "cpu", "cuda")
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
 
 Do = Callable[[int], None]
 
 
 def run_on_ray(
-    make: Callable[..., Do], arguments: tuple[Any, ...], tasks: int, actors: int, gpu: bool
+    make: Callable[..., Do], arguments: tuple[Any, ...], tasks: int, actors: int, device: str
 ) -> Generator[int, None, None]:
     """Do tasks 0, 1, ... on a cluster and yield the number of each that is done, in any order.
 
@@ -27,11 +28,14 @@ def run_on_ray(
         arguments: of `make`, sent to the actors.
         tasks: how many there are.
         actors: how many work at a time.
-        gpu: every actor takes a GPU, if the cluster has any.
+        device: auto, cpu or cuda; but for cpu every actor takes a GPU, if the cluster has any.
 
     Raises:
-        UserError: Ray is not installed, a task raised one, or a task lost its actor more often than `RETRIES`.
+        UserError: another device, Ray is not installed, a task raised one, or a task lost its actor more often than
+            `RETRIES`.
     """
+    if device not in DEVICES:
+        raise UserError(f"engine ray: device: expected {', '.join(DEVICES)}, for the cluster chooses; got {device!r}")
     ray = _import_ray()
     started_here = not ray.is_initialized()
     if started_here:
@@ -45,7 +49,7 @@ def run_on_ray(
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
-            num_gpus=1 if gpu and ray.cluster_resources().get("GPU") else 0,
+            num_gpus=1 if device != "cpu" and ray.cluster_resources().get("GPU") else 0,
             fn_constructor_args=(make, arguments),
             max_task_retries=RETRIES,
         )

@@ -111,7 +111,7 @@ def _add_setting(parser: ArgumentParser) -> None:
     for option, meaning in (
         ("activitynet", "annotations of ActivityNet v1.3"),
         ("activitynet-subsets", "CSV of video,subset, if these state none"),
-        ("thumos14", "annotations of THUMOS14 with the subsets train and test"),
+        ("thumos14", "annotations of THUMOS14 with the subsets train or validation, and test"),
         ("kinetics600", "text of id, start, end and class number"),
         ("kinetics600-classes", "class names of Kinetics-600, one a line"),
         ("base-classes", "ActivityNet classes with annotations, one a line"),
@@ -131,8 +131,9 @@ def _run_setting(parsed: Namespace) -> None:
 
     files = PublishedFiles(**{field.name: parsed[field.name] for field in fields(PublishedFiles)})
     plan = with_share(PAPER_SETTINGS[parsed.name](files), parsed.share)
+    counted = count(plan)
     path = write_setting(plan, parsed.out, render=parsed.render)
-    for counts in count(plan):
+    for counts in counted:
         print(
             f"{counts.part}: {counts.instances:,} instances of {counts.classes:,} classes in {counts.videos:,} videos"
         )

@@ -1,8 +1,8 @@
 """Commands that localize, score and draw."""
 
 import json
-import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -232,7 +232,7 @@ def read_thresholds(path: Path | None) -> dict[str, float]:
     if not isinstance(content, dict):
         raise UserError(f'{path}: expected an object of scores by class name, {{"Juggling": 0.25}}')
     for name, score in content.items():
-        if type(score) not in (int, float) or not math.isfinite(score):
+        if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
             raise UserError(f"{path}: {name!r:.80}: expected a finite score, got {score!r:.40}")
     return {name: float(score) for name, score in content.items()}
 

@@ -139,7 +139,13 @@ class ArchiveJournal:
             raise UserError(f"{self.folder}: cannot write ({error.strerror})") from error
         self._unsynced.append(
             FinishedVideo(
-                video_id, place // self._row_bytes, len(rows), duration, zlib.crc32(rows.data), source, tuple(remarks)
+                video_id,
+                place // self._row_bytes,
+                len(rows),
+                float(duration),
+                zlib.crc32(rows.data),
+                source,
+                tuple(remarks),
             )
         )
 
@@ -372,7 +378,7 @@ def _parse(line: bytes) -> FinishedVideo | None:
         return None
     is_whole = all(type(number) is int and number >= 0 for number in (video.first, video.rows, video.crc32))
     is_text = all(isinstance(text, str) for text in (video.id, video.source, *video.remarks))
-    return video if is_whole and is_text and isinstance(video.duration, (int, float)) else None
+    return video if is_whole and is_text and isinstance(video.duration, float) else None
 
 
 def _write(file: FileIO, content: bytes | memoryview) -> None:

@@ -26,7 +26,7 @@ FLETCHER32_BYTES = 4
 SAFE_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 
 # What h5py raises on damaged files, found by reading mutated ones.
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, ArithmeticError, MemoryError)
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, ArithmeticError)
 
 
 @contextmanager
@@ -38,6 +38,10 @@ def hdf5_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError as error:  # of what a damaged file claims, too
+        raise UserError(
+            f"{path}: cannot read (not enough memory); free some, or copy it again if it is damaged"
+        ) from error
     except _HDF5_ERRORS as error:
         message = " ".join(str(error).split())
         if "truncated file" in message:

@@ -1,6 +1,7 @@
 """Tables that say which video a name in someone else's files means."""
 
 import csv
+import io
 from pathlib import Path
 
 from ahernet.data.annotations import read_text
@@ -20,7 +21,7 @@ def read_id_map(path: Path) -> dict[str, str]:
             an archive cannot hold an id.
     """
     ids: dict[str, str] = {}
-    lines = csv.reader(read_text(path).splitlines(), strict=True)
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for fields in lines:
             if not fields or (lines.line_num == 1 and fields == HEADER):

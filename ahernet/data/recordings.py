@@ -113,12 +113,13 @@ def import_recordings(
     Args:
         path: the npz file; its layout and the features are described in this module's docstring.
         archive: feature archive to write, and folders for it.
-        annotations: annotation file to write, and folders for it.
+        annotations: annotation file to write, and folders for it; where it is, the archive is complete.
         window: samples that one row describes, at most those of the longest recording.
         stride: samples from one row to the next, at most as many.
         cut: `none` keeps recordings whole. `classes` cuts midway between the last segment of a run of one
             class and the first segment of the next run; each clip then shows one class. `groups` cuts in the same
-            way where classes of `apart` and other classes meet; no clip then shows both.
+            way where classes of `apart` and other classes meet; no clip then shows both. Cuts are between rows: a
+            segment may end up to half a stride earlier by it.
         apart: names of the classes that `groups` keeps apart from all others.
         background: names of classes that are no actions: what shows them counts as unlabelled.
         trim: leave out what precedes the first segment of a recording and what follows its last one, those of the
@@ -130,8 +131,9 @@ def import_recordings(
 
     Raises:
         UserError: a file that cannot be read or written, keys that are missing or do not fit together,
-            recordings to be cut where segments of different classes overlap, subjects or classes that do not occur, a
-            window or stride beyond every recording, or options that contradict one another.
+            recordings to be cut where segments of different classes overlap or nothing is left of one, subjects or
+            classes that do not occur, a window or stride beyond every recording, or options that contradict one
+            another.
     """
     _check_options(window, stride, cut, apart, training_subjects, training_share)
     everything = read_recordings(path)
@@ -160,11 +162,11 @@ def import_recordings(
                 values, current = recordings.values(clip.recording), clip.recording
                 features = standardise(window_statistics(values, window, stride))
             subset = "training" if training[clip.recording] else "validation"
-            video = _annotate(recordings, clip, stride, subset)
+            video = _annotate(recordings, clip, stride, subset, path)
             videos[clip.clip_id] = video
             writer.add(clip.clip_id, features[clip.first : clip.last], video.duration)
             rows += clip.last - clip.first
-        write_annotations(annotations, Annotations(videos, source=path.name))
+    write_annotations(annotations, Annotations(videos, source=path.name))
     return ImportedRecordings(
         archive=archive,
         annotations=annotations,
@@ -195,7 +197,11 @@ def read_recordings(path: Path) -> Recordings:
         raise UserError(f"{path}: no such file, expected an npz file of recordings") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: cannot read (not enough memory); free some, or copy it again if it is damaged"
+        ) from error
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable npz file of plain arrays ({_one_line(error)})") from error
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
@@ -495,13 +501,21 @@ def _cut_row(recordings: Recordings, run: np.ndarray, following: np.ndarray, str
     return round((start + end) / 2 * recordings.rate / stride)
 
 
-def _annotate(recordings: Recordings, clip: Clip, stride: int, subset: str) -> VideoAnnotations:
+def _annotate(recordings: Recordings, clip: Clip, stride: int, subset: str, path: Path) -> VideoAnnotations:
     """Return a clip's annotations in seconds from its own start, limited to its length."""
     seconds_per_row = stride / recordings.rate
     length = int(recordings.offsets[clip.recording + 1] - recordings.offsets[clip.recording])
     start = clip.first * seconds_per_row
     duration = min(clip.last * seconds_per_row, length / recordings.rate) - start
-    segments = np.clip(recordings.segments[clip.segments] - start, 0.0, duration)
+    whole = recordings.segments[clip.segments]
+    segments = np.clip(whole - start, 0.0, duration)
+    lost = np.flatnonzero((segments[:, 1] <= segments[:, 0]) & (whole[:, 1] > whole[:, 0]))
+    if len(lost):
+        first, last = whole[lost[0]]
+        raise UserError(
+            f"{path}: recording {recordings.ids[clip.recording]!r}: no row is left of the segment from {first:g} to "
+            f"{last:g} s with a stride of {stride}, use a smaller one"
+        )
     labels = tuple(recordings.class_names[label] for label in recordings.segment_class[clip.segments])
     return VideoAnnotations(clip.clip_id, subset, duration, segments, labels)
 

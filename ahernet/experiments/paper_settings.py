@@ -1,7 +1,7 @@
 """The three settings of the paper (section 4.2), written from the published annotations.
 
 * `anet_un-anet_am`: ActivityNet, split into classes with annotations (87 in the paper) and classes with moments (113).
-* `th14-anet_fg`: THUMOS14 validation videos (subset `train` of its usual file) and moments of all ActivityNet classes.
+* `th14-anet_fg`: THUMOS14 validation videos (subset `train` or `validation`) and moments of all ActivityNet classes.
 * `anet-k600`: ActivityNet, and moments of Kinetics-600, whose annotated videos are for scoring alone.
 
 Each becomes a folder with a setting file, annotations, class lists and, if asked for, rendered features. A share of the
@@ -34,7 +34,7 @@ class PublishedFiles:
     Attributes:
         activitynet: annotations of ActivityNet v1.3.
         activitynet_subsets: table of their subsets, where they state none.
-        thumos14: annotations of THUMOS14 with the subsets `train` and `test`.
+        thumos14: annotations of THUMOS14 with the subsets `train` or `validation`, and `test`.
         kinetics600: text of id, start, end, class number.
         kinetics600_classes: names of its classes.
         base_classes: of ActivityNet with annotations.
@@ -109,11 +109,13 @@ def anet_un_anet_am(files: PublishedFiles) -> SettingPlan:
 def th14_anet_fg(files: PublishedFiles) -> SettingPlan:
     """Return the second setting of the paper."""
     thumos = read_annotations(files.needed("thumos14"))
+    # The published validation videos are what one trains on; some files say so.
+    training = "train" if any(video.subset.lower() == "train" for video in thumos.videos.values()) else "validation"
     base = tuple(name for name in thumos.classes() if name != AMBIGUOUS)
     activitynet = _activitynet(files)
     return SettingPlan(
         "th14-anet_fg",
-        Part(base, thumos, "train", "test"),
+        Part(base, thumos, training, "test"),
         Part(activitynet.classes(), activitynet, "training", "validation"),
     )
 

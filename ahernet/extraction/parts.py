@@ -134,7 +134,7 @@ def extract_parts(job: PartsJob, *, engine: Engine = "local", actors: int = 1, p
         inform(f"{job.folder}: {len(changed):,} parts are made again, because files of theirs have changed since")
     with ProgressBar(total=count_parts(job), initial=done, desc="extract", unit="part", disable=not progress) as bar:
         if engine == "ray" and pending:
-            finished = run_on_ray(_actor, (job, pending), len(pending), min(actors, len(pending)), job.device == "auto")
+            finished = run_on_ray(_actor, (job, pending), len(pending), min(actors, len(pending)), job.device)
             for _ in finished:
                 bar.update()
         else:

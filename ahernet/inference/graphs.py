@@ -34,8 +34,8 @@ class Inputs:
         self.offsets = torch.arange(videos + 1, device=device)
 
     def hold(self, rows: Tensor, offsets: Tensor) -> bool:
-        """Whether there is room for a batch."""
-        return len(rows) + self.videos - (len(offsets) - 1) <= len(self.rows)
+        """Whether there is room for a batch, of rows of this type."""
+        return rows.dtype == self.rows.dtype and len(rows) + self.videos - (len(offsets) - 1) <= len(self.rows)
 
     def fill(self, rows: Tensor, offsets: Tensor) -> None:
         """Copy a batch in, from pinned memory without waiting; `offsets` as `padded` returns them."""

@@ -20,9 +20,7 @@ def on_ray(job: ShardedJob, shards: Sequence[Shard], device: str, processes: int
         UserError: as `localize` and `run_on_ray`.
     """
     arguments = (job, list(shards), device)
-    with closing(
-        run_on_ray(shard_worker, arguments, len(shards), min(processes, len(shards)), gpu=device == "auto")
-    ) as finished:
+    with closing(run_on_ray(shard_worker, arguments, len(shards), min(processes, len(shards)), device)) as finished:
         for number in finished:
             bar.update(shards[number].last - shards[number].first)
 

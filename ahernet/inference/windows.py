@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ahernet.config import InferenceConfig
+from ahernet.config import LARGEST_COUNT, InferenceConfig
 from ahernet.inference.step import Candidates, Found, suppress
 
 # Candidates, padding included, that one call of suppression is given: a bound of memory, not of what a video may have.
@@ -128,7 +128,7 @@ def merge(candidates: Candidates, counts: NDArray[np.int64], config: InferenceCo
             _padded(x[windows], place, len(here) * most, value).view(len(here), most * per_window, *x.shape[2:])
             for x, value in zip(candidates[:3], (0.0, -torch.inf, 0), strict=True)
         )
-        settings = replace(config, top_k=config.top_k * most, top_k_before=0)
+        settings = replace(config, top_k=min(config.top_k * most, LARGEST_COUNT), top_k_before=0)
         segments, scores, labels, found = suppress(segments, scores, labels, settings)
         found = found.minimum(torch.from_numpy(config.top_k * here).to(found.device))
         finite = _padded(candidates.finite[windows], place, len(here) * most, True).view(len(here), most).all(dim=1)

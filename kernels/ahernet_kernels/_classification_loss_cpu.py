@@ -35,8 +35,8 @@ def classification_loss_cpu(
     ends: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Sum of losses and log-sum of each row, as the kernels return them."""
-    log_sum = torch.zeros((labels.numel(),))
-    loss = torch.zeros(())
+    log_sum = labels.new_zeros((labels.numel(),), dtype=torch.float32)
+    loss = labels.new_zeros((), dtype=torch.float32)
     for j, labelled in enumerate(_labelled_cells(features, labels, order, ends)):
         parts = _logits_in_chunks(labelled.features, weights[j], biases[j])
         total = functools.reduce(torch.logaddexp, (logits.logsumexp(dim=1) for _, logits in parts))

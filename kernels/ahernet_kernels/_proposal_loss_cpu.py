@@ -48,7 +48,7 @@ def proposal_loss_cpu(
         slope = distance.clip(-1, 1)
         gradient[places] = slope * np.stack([centre_step, width * np.float32(width_scale)])
         offset = torch.from_numpy(_smooth_l1(distance)).sum()
-    divisor = torch.tensor(float(max(1, len(anchor))))
+    divisor = torch.tensor(max(1, len(anchor)), dtype=torch.float32)
 
     predicted = _packed(overlaps, channels_last).float().sigmoid()
     by_ratio = tiou.reshape(videos, count // ratios, ratios).transpose(1, 2)

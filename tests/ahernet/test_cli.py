@@ -270,6 +270,8 @@ def test_localize_takes_minimum_scores_by_class(world, run, detections, capsys, 
         ("{", "not a JSON file"),
         ("[]", "expected an object"),
         ('{"a": "b"}', "a finite score"),
+        ('{"a": NaN}', "a finite score"),
+        (f'{{"a": 1{400 * "0"}}}', "a finite score"),
         (f'{{"{label}": 2, "{label}": 0}}', f"not a JSON file (the key '{label}' occurs more than once"),
     ):
         thresholds.write_text(content)

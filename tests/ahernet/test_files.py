@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +186,13 @@ def test_of_those_who_write_once_one_writes(tmp_path):
         written = list(pool.map(lambda number: write_once(tmp_path / "race", str(number)), range(64)))
     assert sum(written) == 1
     assert (tmp_path / "race").read_text() == str(written.index(True))
+
+
+def test_what_is_written_once_is_utf_8_whatever_the_locale(tmp_path):
+    code = "import sys, pathlib; from ahernet.files import write_once; write_once(pathlib.Path(sys.argv[1]), '\\xe9')"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], env=environment, check=True)
+    assert (tmp_path / "text").read_bytes() == "\xe9".encode()
 
 
 def test_who_writes_once_gives_way_to_one_who_was_first_and_tidied_up(tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def interpreter() -> SimpleNamespace:
         order, ends = interpreted_labelled_cells(labels, [x.shape[2] for x in features], len(weights[0]))
         arguments = (features, weights, biases, labels, order, ends)
         loss, log_sum = classification_loss_launch(log_sum_kernel, merge_log_sums_kernel, *arguments)
-        scale = 1 / (order >= 0).sum().clamp(min=1)
+        scale = 1 / (order >= 0).sum().clamp(min=1).float()
         kernels = (feature_gradient_kernel, weight_gradient_kernel)
         packed = gradients_launch(*kernels, scale, *arguments, log_sum)
         return loss * scale, tree_leaves(gradients_per_scale(packed, features, weights, biases))

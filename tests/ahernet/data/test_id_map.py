@@ -13,6 +13,11 @@ def test_two_columns_are_name_and_id(tmp_path):
     assert read_id_map(tmp_path / "map.csv") == {"video_1": "v_a", "with, comma": ' é "quoted"', "video_2": "v_b"}
 
 
+def test_a_quoted_name_may_hold_what_ends_a_line(tmp_path):
+    (tmp_path / "map.csv").write_bytes('"a\nb",v_a\r\nc\u2028d,v_b\r\n'.encode())
+    assert read_id_map(tmp_path / "map.csv") == {"a\nb": "v_a", "c\u2028d": "v_b"}
+
+
 @pytest.mark.parametrize("content", ["name,video\r\nx,y\r\n", "\ufeffname,video\nx,y", "x,y"])
 def test_a_header_a_mark_and_the_last_line_end_do_not_matter(tmp_path, content):
     (tmp_path / "map.csv.gz").write_bytes(gzip.compress(content.encode()))

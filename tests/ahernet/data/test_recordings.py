@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahernet.data import recordings, zip_guard
+from ahernet.data import archive_writer, recordings, zip_guard
 from ahernet.data.annotations import read_annotations
 from ahernet.data.archive import open_archive
 from ahernet.data.recordings import (
@@ -261,6 +261,10 @@ def test_bad_subject_ranges_are_refused(text):
         ({"seg_start": np.array([1.0, 4.0, 5.0, 15.0, 2.0])}, "different classes overlap at 5 s"),
         ({"seg_rec": np.array([0, 0, 0, 0, 0]), "seg_start": np.array([1, 4, 9, 15, 19.5])}, "segment 4"),
         ({"seg_rec": np.zeros(5, int), "seg_end": np.array([3, 6.2, 12, 19, 10.4])}, "overlap|'two' has no"),
+        (  # the cut between 8.7 and 9.0 s is that of the rows at 8.8 s
+            {"seg_start": np.array([1.0, 8.6, 8.64, 15.0, 2.0]), "seg_end": np.array([3.0, 8.63, 8.66, 19.0, 10.4])},
+            "recording 'one': no row is left of the segment from 8.64 to 8.66 s with a stride of 4, use a smaller one",
+        ),
     ],
 )
 def test_contradicting_content_is_refused_and_nothing_is_written(tmp_path, changes, message):
@@ -270,6 +274,31 @@ def test_contradicting_content_is_refused_and_nothing_is_written(tmp_path, chang
     assert "recordings.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["recordings.npz"]
+
+
+def test_an_import_that_finds_the_disk_full_leaves_no_annotations(tmp_path, monkeypatch):
+    path = write(tmp_path)
+
+    def be_full(*_, **__):
+        raise UserError("No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(archive_writer, "replace_when_complete", be_full)
+        with pytest.raises(UserError, match="No space left"):
+            convert(tmp_path, path)
+    assert not (tmp_path / "a.json").exists()
+    convert(tmp_path, path)
+    with open_archive(tmp_path / "a.h5") as archive:
+        assert set(archive.ids) == set(read_annotations(tmp_path / "a.json").videos)
+
+
+def test_a_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch):
+    def be_short(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "load", be_short)
+    with pytest.raises(UserError, match=r"recordings.npz: cannot read \(not enough memory\)"):
+        read_recordings(write(tmp_path))
 
 
 def test_pickled_arrays_are_refused(tmp_path):

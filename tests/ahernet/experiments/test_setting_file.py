@@ -299,6 +299,31 @@ def test_the_command_writes_a_setting_and_says_what_is_in_it(plan, tmp_path, cap
     assert "--kinetics600: this setting needs it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [{"train": "Validation", "test": "Test"}, {"train": "Train"}])
+def test_thumos14_may_call_what_one_trains_on_validation(plan, tmp_path, capsys, names):
+    thumos, other = plan.base.annotations, plan.novel.annotations
+    renamed = {
+        key: replace(video, subset=names.get(video.subset, video.subset)) for key, video in thumos.videos.items()
+    }
+    write_annotations(tmp_path / "thumos14.json", Annotations(renamed, thumos.source))
+    write_annotations(tmp_path / "activitynet.json", other)
+    files = [f"--{name}={tmp_path}/{name}.json" for name in ("thumos14", "activitynet")]
+    assert main(["setting", "th14-anet_fg", *files, "--out", f"{tmp_path}/out"]) == 0
+    assert capsys.readouterr().out.startswith("base training: ")
+    assert "validation" in (tmp_path / "out" / "setting.toml").read_text()
+
+
+def test_a_setting_without_a_subset_that_it_needs_writes_nothing(plan, tmp_path, capsys):
+    thumos, other = plan.base.annotations, plan.novel.annotations
+    renamed = {key: replace(video, subset="all") for key, video in thumos.videos.items()}
+    write_annotations(tmp_path / "thumos14.json", Annotations(renamed, thumos.source))
+    write_annotations(tmp_path / "activitynet.json", other)
+    files = [f"--{name}={tmp_path}/{name}.json" for name in ("thumos14", "activitynet")]
+    assert main(["setting", "th14-anet_fg", *files, "--out", f"{tmp_path}/out"]) == 2
+    assert "no video of subset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

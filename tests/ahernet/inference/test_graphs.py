@@ -43,6 +43,11 @@ def test_there_is_room_for_a_batch_and_for_the_rows_of_missing_videos():
     assert not Inputs(4, 8, rows, CPU).hold(rows, offsets)
 
 
+def test_there_is_no_room_for_rows_of_another_type():
+    rows, offsets = random_batch(3, 4)
+    assert not Inputs(4, 9, rows.half(), CPU).hold(rows, offsets)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_room_is_reserved_for_more_rows_than_asked_for_whatever_videos_are_missing(rows):
     batch = random_batch(rows)

@@ -95,7 +95,7 @@ def make():
     return lambda number: os._exit(1) if number == 2 else None
 
 try:
-    print(sorted(run_on_ray(make, (), 4, 1, gpu=False)))
+    print(sorted(run_on_ray(make, (), 4, 1, "cpu")))
 except UserError as mistake:
     print("mistake:", mistake)
 """

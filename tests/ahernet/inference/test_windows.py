@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_references import DURATIONS, LENGTHS, suppressed, write_archive
 
-from ahernet.config import InferenceConfig
+from ahernet.config import LARGEST_COUNT, InferenceConfig
 from ahernet.data.archive import open_archive
 from ahernet.errors import UserError
 from ahernet.inference import windows as module
@@ -49,6 +49,15 @@ def test_a_video_no_longer_than_the_window_is_one_window(archive, checkpoint):
     )
     np.testing.assert_array_equal(whole.scores, windowed.scores)
     np.testing.assert_array_equal(whole.segments, windowed.segments)
+
+
+def test_as_many_as_there_can_be_may_be_kept_of_windows(archive, checkpoint):
+    config = InferenceConfig(window=WINDOW, top_k=LARGEST_COUNT, suppression="hard", nms_threshold=1.0, batch_size=4)
+    every, most = (
+        localize(archive, checkpoint, replace(config, top_k=top_k), device="cpu", progress=False)
+        for top_k in (LARGEST_COUNT, 100_000)
+    )
+    np.testing.assert_array_equal(every.scores, most.scores)
 
 
 @pytest.mark.parametrize("suppression", ["hard", "gaussian"])

@@ -54,6 +54,17 @@ def test_scales_of_any_length_in_both_layouts(ops, cells, layout):
     assert_close_to_reference(ops, layout(features), *others)
 
 
+def test_losses_are_single_precision_whatever_is_usual(ops):
+    arguments = classifier(2, 3, [4, 2], [3, 5])
+    expected = ops.classification_loss_and_gradients(*arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = ops.classification_loss_and_gradients(*arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dimensions", [[1, 17], [65, 130]])
 @pytest.mark.parametrize("layout", [list, channels_last], ids=["contiguous", "channels_last"])
 def test_any_number_of_channels(ops, dimensions, layout):

@@ -228,6 +228,17 @@ def test_the_gradients_of_both_losses_add_up(ops):
     assert_close([x + y for x, y in zip(tree_leaves(first), tree_leaves(second), strict=True)], both, rtol=0, atol=0)
 
 
+def test_losses_are_single_precision_whatever_is_usual(ops):
+    arguments = case()
+    expected = ops.proposal_loss(*arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = ops.proposal_loss(*arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(tree_leaves(actual), tree_leaves(expected), rtol=0, atol=0)
+
+
 def test_every_call_gives_the_same_bits(ops):
     arguments = case(3, [40, 20, 3])
     assert_close(ops.proposal_loss(*arguments), ops.proposal_loss(*arguments), rtol=0, atol=0)
