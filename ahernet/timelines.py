@@ -4,7 +4,7 @@ import difflib
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,14 +171,7 @@ def _of_video(detections: Detections, video_id: str) -> Detections:
 
 
 def _rows(detections: Detections, rows: Integers, video_id: str) -> Detections:
-    return Detections(
-        video_ids=(video_id,),
-        classes=detections.classes,
-        video=np.zeros(len(rows), np.int64),
-        label=detections.label[rows],
-        segments=detections.segments[rows],
-        scores=detections.scores[rows],
-    )
+    return replace(detections.of_rows(rows), video_ids=(video_id,), video=np.zeros(len(rows), np.int64))
 
 
 def _picture(

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from ahernet.files import check_output_file, make_folder, replace_when_complete
 if TYPE_CHECKING:
     from ahernet.data.annotations import Annotations
     from ahernet.data.detections import Detections
+    from ahernet.evaluation.average_recall import AverageRecall
 
 # What a file of detections may end in; any other name is a folder.
 SUFFIXES = (".json", ".csv", ".json.gz", ".csv.gz", ".parquet")
@@ -281,7 +283,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--subset", metavar="NAME", help="score the videos of this subset (default: all)")
     add_annotation_options(parser)
     add_classes(parser, "score the instances of these, in the videos that have any (default: all)")
-    add_groups(parser, "also the means over groups of classes")
+    add_groups(parser, "also the means over groups of classes, and what is found of their instances")
     parser.add_argument(
         "--bins", choices=("activitynet", "thumos14"), help="also short and long segments, by the bins of a data set"
     )
@@ -312,7 +314,9 @@ def _run_evaluate(parsed: Namespace) -> None:
     groups = groups_of(parsed, "evaluate")
     matches, recall = match_detections(detections, selected), average_recall(detections, selected)
     result = precision_of(matches)
-    texts, content = [format_report(result, groups, recall)], report_dictionary(result, groups, recall)
+    recalls = _recalls(groups, detections, selected)
+    texts = [format_report(result, groups, recall, recalls)]
+    content = report_dictionary(result, groups, recall, recalls)
     if parsed.draws:
         interval = bootstrap_interval(matches, parsed.draws)
         texts.append(format_interval(interval))
@@ -333,30 +337,51 @@ def of_subset(detections: "Detections", annotations: "Annotations", selected: "A
 
     Neither are errors of this subset: the mean is over the classes that occur in its ground truth.
     """
+    of_videos = _of_videos(detections, annotations, selected)
+    found = _of_classes(of_videos, annotations, selected)
+    others, left = len(detections.video_ids) - len(of_videos.video_ids), len(of_videos.scores) - len(found.scores)
+    if others:
+        warn(f"left out {others:,} detected videos of other subsets")
+    if left:
+        warn(f"left out {left:,} detections of classes that only other subsets have")
+    return found
+
+
+def _recalls(
+    groups: Mapping[str, Sequence[str]], detections: "Detections", annotations: "Annotations"
+) -> dict[str, "AverageRecall"]:
+    """Return what detections of a group's classes find of its instances, in the videos that have any."""
+    from ahernet.evaluation.average_recall import average_recall
+
+    recalls = {}
+    for name, classes in groups.items():
+        truth = annotations.of_classes(classes)
+        found = _of_classes(_of_videos(detections, annotations, truth), annotations, truth)
+        recalls[name] = average_recall(found, truth)
+    return recalls
+
+
+def _of_videos(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":
+    """Leave out the annotated videos that are not selected."""
     import numpy as np
 
     from ahernet.data.annotations import match_video_ids
-    from ahernet.data.detections import Detections
 
     pairs = match_video_ids(annotations.videos, detections.video_ids)
     others = {found for own, found in pairs.items() if own not in selected.videos}
     keep = np.array([video_id not in others for video_id in detections.video_ids], dtype=bool)
-    if others:
-        warn(f"left out {len(others):,} detected videos of other subsets")
+    kept = detections.of_rows(keep[detections.video])
+    ids = tuple(video_id for video_id in detections.video_ids if video_id not in others)
+    return replace(kept, video_ids=ids, video=(np.cumsum(keep) - 1)[kept.video])
+
+
+def _of_classes(detections: "Detections", annotations: "Annotations", selected: "Annotations") -> "Detections":
+    """Leave out detections of the annotated classes that are not among the selected ones."""
+    import numpy as np
+
     absent = set(annotations.classes()) - set(selected.classes())
     is_scored = np.array([name not in absent for name in detections.classes], dtype=bool)
-    rows = keep[detections.video] & is_scored[detections.label]
-    left = int((keep[detections.video] & ~is_scored[detections.label]).sum())
-    if left:
-        warn(f"left out {left:,} detections of classes that only other subsets have")
-    return Detections(
-        video_ids=tuple(video_id for video_id in detections.video_ids if video_id not in others),
-        classes=detections.classes,
-        video=(np.cumsum(keep) - 1)[detections.video[rows]],
-        label=detections.label[rows],
-        segments=detections.segments[rows],
-        scores=detections.scores[rows],
-    )
+    return detections.of_rows(is_scored[detections.label])
 
 
 def _add_plot(parser: ArgumentParser) -> None:

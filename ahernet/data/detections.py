@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,9 +80,16 @@ class Detections:
         numbers = np.full(len(self.classes), -1)
         numbers[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
         label = numbers[self.label]
-        rows = label >= 0
-        return Detections(
-            self.video_ids, tuple(classes), self.video[rows], label[rows], self.segments[rows], self.scores[rows]
+        return replace(self, classes=tuple(classes), label=label).of_rows(label >= 0)
+
+    def of_rows(self, rows: np.ndarray) -> "Detections":
+        """Return some detections, chosen by index or as true and false; no video or class is left out."""
+        return replace(
+            self,
+            video=self.video[rows],
+            label=self.label[rows],
+            segments=self.segments[rows],
+            scores=self.scores[rows],
         )
 
 

@@ -34,13 +34,19 @@ def coverage(result: AveragePrecision) -> str:
     return "; ".join(parts)
 
 
-def format_report(result: AveragePrecision, groups: Groups | None = None, recall: AverageRecall | None = None) -> str:
+def format_report(
+    result: AveragePrecision,
+    groups: Groups | None = None,
+    recall: AverageRecall | None = None,
+    recalls: Mapping[str, AverageRecall] | None = None,
+) -> str:
     """Return the coverage line and a table of the classes, best first, then the means (AP and AR in percent).
 
     Args:
         result: what `average_precision` returned.
         groups: class subsets to give means for, beside the mean over all classes.
         recall: what `average_recall` returned for the same detections; adds a last line.
+        recalls: the same of each group, with a line each.
 
     Raises:
         UserError: a group none of whose classes occurs in the ground truth.
@@ -78,12 +84,16 @@ def format_report(result: AveragePrecision, groups: Groups | None = None, recall
     widths = [max(map(len, column)) for column in zip(header, *rows, *means, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     table = [_line(header, widths), rule, *(_line(row, widths) for row in rows), rule]
-    proposals = [] if recall is None else [_proposals_line(recall)]
+    proposals = [] if recall is None else [f"proposals: {_proposals_text(recall)}"]
+    proposals += [f"of {_printable(name)}: {_proposals_text(of_group)}" for name, of_group in (recalls or {}).items()]
     return "\n".join([coverage(result), "", *table, *(_line(row, widths) for row in means), *proposals])
 
 
 def report_dictionary(
-    result: AveragePrecision, groups: Groups | None = None, recall: AverageRecall | None = None
+    result: AveragePrecision,
+    groups: Groups | None = None,
+    recall: AverageRecall | None = None,
+    recalls: Mapping[str, AverageRecall] | None = None,
 ) -> dict[str, Any]:
     """Return the whole result as plain data for JSON; AP and AR as fractions, classes in alphabetical order.
 
@@ -91,6 +101,7 @@ def report_dictionary(
         result: what `average_precision` returned.
         groups: class subsets to give means for, beside the mean over all classes.
         recall: what `average_recall` returned for the same detections; adds the entry "proposals".
+        recalls: the same of each group; adds the entry "proposals_of".
 
     Raises:
         UserError: a group none of whose classes occurs in the ground truth.
@@ -116,6 +127,7 @@ def report_dictionary(
             "unknown": list(result.unknown),
         },
         **({} if recall is None else {"proposals": _proposals(recall)}),
+        **({} if not recalls else {"proposals_of": {name: _proposals(part) for name, part in recalls.items()}}),
     }
 
 
@@ -134,9 +146,9 @@ def _proposals(recall: AverageRecall) -> dict[str, Any]:
     }
 
 
-def _proposals_line(recall: AverageRecall) -> str:
+def _proposals_text(recall: AverageRecall) -> str:
     shown = [f"AR@{number} {_percent(value)}" for number, value in _shown_recall(recall).items()]
-    return "proposals: " + ", ".join([*shown, f"AUC {_percent(recall.area)} %"])
+    return ", ".join([*shown, f"AUC {_percent(recall.area)} %"])
 
 
 def _shown_recall(recall: AverageRecall) -> dict[int, float]:

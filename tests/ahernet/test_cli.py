@@ -330,6 +330,20 @@ def test_evaluate_gives_groups_an_interval_and_parts_where_asked(world, detectio
     assert content["means"]["some"]["classes"] == 2
 
 
+def test_what_is_found_of_a_group_is_what_is_found_when_its_classes_are_scored_alone(
+    world, detections, capsys, tmp_path
+):
+    names, scores = tmp_path / "one.txt", tmp_path / "scores.json"
+    names.write_text("action 01\n")
+    proposals = []
+    for options, entry in (["--groups", f"one={names}"], "proposals_of"), (["--classes", str(names)], "proposals"):
+        assert main(["evaluate", detections, world[1], *options, "--json", str(scores)]) == 0
+        proposals.append(json.loads(scores.read_text())[entry])
+    assert proposals[0] == {"one": proposals[1]}
+    lines = [line for line in capsys.readouterr().out.splitlines() if "AUC" in line]
+    assert lines[1].removeprefix("of one") == lines[2].removeprefix("proposals") != lines[0].removeprefix("proposals")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

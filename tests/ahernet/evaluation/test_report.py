@@ -115,7 +115,10 @@ def test_recall_adds_one_last_line_in_percent() -> None:
     without = format_report(result_of({"a": 0.2, "b": 0.6}), groups)
     text = format_report(result_of({"a": 0.2, "b": 0.6}), groups, recall_of())
     # The area from 1 to 100 below a line through 0: (100 ** 2 - 1 ** 2) / 2 * 0.004 / 100.
-    assert text == without + "\nproposals: AR@1 0.40, AR@10 4.00, AR@100 40.00, AUC 20.00 %"
+    proposals = "AR@1 0.40, AR@10 4.00, AR@100 40.00, AUC 20.00 %"
+    assert text == f"{without}\nproposals: {proposals}"
+    of_groups = format_report(result_of({"a": 0.2, "b": 0.6}), groups, recall_of(), {"novel": recall_of()})
+    assert of_groups == f"{text}\nof novel: {proposals}"
 
 
 @pytest.mark.parametrize(("max_proposals", "shown"), [(10, ["1", "10"]), (50, ["1", "10"]), (200, ["10", "100"])])
