@@ -4,6 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def known_duration(*seconds: float) -> float | None:
+    """Return the first duration of a video that is known, a finite number above 0; None if none is.
+
+    Archives go before annotations: theirs is that of the features.
+    """
+    return next((float(duration) for duration in seconds if 0 < duration < np.inf), None)
+
+
 def seconds_to_unit(segments: NDArray[np.floating], durations: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """Map segments in seconds (..., 2) to [0, 1] of videos whose durations broadcast to (...).
 

@@ -207,11 +207,6 @@ def match_video_ids(wanted: Iterable[str], available: Iterable[str]) -> dict[str
     return pairs
 
 
-def annotation_problems(annotations: Annotations) -> list[str]:
-    """Describe the accepted faults of an annotation file, one line each; see `find_annotation_problems`."""
-    return [str(problem) for problem in find_annotation_problems(annotations)]
-
-
 def find_annotation_problems(annotations: Annotations) -> list[Problem]:
     """Find what is accepted but worth knowing, in the order of the videos.
 

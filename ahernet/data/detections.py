@@ -80,7 +80,8 @@ class Detections:
         numbers = np.full(len(self.classes), -1)
         numbers[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
         label = numbers[self.label]
-        return replace(self, classes=tuple(classes), label=label).of_rows(label >= 0)
+        rows = label >= 0
+        return replace(self.of_rows(rows), classes=tuple(classes), label=label[rows])
 
     def of_rows(self, rows: np.ndarray) -> "Detections":
         """Return some detections, chosen by index or as true and false; no video or class is left out."""

@@ -19,7 +19,7 @@ from ahernet.data.moment_labels import encode_labels
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, replace_when_complete
 from ahernet.progress import ProgressBar
-from ahernet.video_time import seconds_to_unit, unit_to_rows
+from ahernet.video_time import known_duration, seconds_to_unit, unit_to_rows
 
 NAMED = 5
 MAX_ORIGIN_CHARACTERS = 1000
@@ -201,11 +201,11 @@ def _plan(
             without_features.append(video_id)
             continue
         position = archive.position(places[video_id])
-        known = [seconds for seconds in (float(archive.durations[position]), video.duration) if seconds > 0]
-        if not known:
+        duration = known_duration(archive.durations[position], video.duration)
+        if duration is None:
             without_duration.append(video_id)
             continue
-        unit = seconds_to_unit(video.segments[numbers], known[0])
+        unit = seconds_to_unit(video.segments[numbers], duration)
         usable = unit[:, 1] > unit[:, 0]
         for number, keep in zip(numbers, usable.tolist(), strict=True):
             if not keep:
@@ -213,7 +213,7 @@ def _plan(
                 without_length.append((video_id, start, end))
         if usable.any():
             kept = np.array(numbers)[usable]
-            plan[position] = _moments(places[video_id], video, kept, unit[usable], known[0], int(lengths[position]))
+            plan[position] = _moments(places[video_id], video, kept, unit[usable], duration, int(lengths[position]))
     return plan, LeftOut(tuple(without_features), tuple(without_duration), tuple(without_length))
 
 

@@ -1,5 +1,7 @@
 """What a zip file of arrays may claim, looked at before anything of it is unpacked: `.npz` files, and `.pt` files."""
 
+import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -47,3 +49,11 @@ def check_torch(path: Path) -> None:
         damaged = archive.testzip()
         if damaged is not None:
             raise UserError(f"member {damaged!r} is damaged, its checksum is another one; copy the file again")
+
+
+def why_refused(error: Exception) -> str:
+    """Say in a few words why `torch.load` with `weights_only` raised; its own go on about how to do without."""
+    if isinstance(error, pickle.UnpicklingError):
+        asked = re.search(r"GLOBAL (\S{1,80})", str(error))
+        return f"it asks for {asked[1]}, which could run code" if asked else "it is damaged, or holds other objects"
+    return " ".join(str(error).split())[:160] or type(error).__name__

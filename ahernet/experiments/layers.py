@@ -23,9 +23,8 @@ from ahernet.experiments.setting import Setting
 from ahernet.experiments.table import aligned
 from ahernet.files import replace_when_complete
 from ahernet.inference.anchors import AnchorStep
-from ahernet.inference.crops import CropStep, cut_segments
+from ahernet.inference.crops import CropStep
 from ahernet.model.anchors import scale_cells
-from ahernet.model.segment_classifier import pool_segments, segment_logits
 from ahernet.video_time import seconds_to_unit
 
 RUNS = ("aher-", "aher")
@@ -143,12 +142,8 @@ def _best(scores: Tensor, starts: NDArray[np.int64]) -> tuple[Tensor, NDArray[np
 
 def _classify(step: CropStep, rows: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
     """Return the class (B, K) that `aher-` gives to segments (B, K, 2)."""
-    labels = []
-    for some in torch.split(segments, PROPOSALS, dim=1):
-        maps, _ = step.feature_maps(*cut_segments(rows, offsets, some), step.model_config.moment_steps)
-        logits = torch.stack(segment_logits(pool_segments(maps), step.class_weights))
-        labels.append(logits.float().softmax(dim=2).mean(dim=0).argmax(dim=1).view(some.shape[:2]))
-    return torch.cat(labels, dim=1)
+    parts = [step.classified(rows, offsets, some) for some in torch.split(segments, PROPOSALS, dim=1)]
+    return torch.cat([label for _, label in parts], dim=1)
 
 
 def _per_layer(counts: NDArray[np.bool_], layer: NDArray[np.int64], layers: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from ahernet.data.annotations import VideoAnnotations, match_video_ids
 from ahernet.data.archive import FeatureArchive
 from ahernet.errors import UserError
 from ahernet.experiments.setting import Setting, validation_of
+from ahernet.video_time import known_duration
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,9 @@ def sample_videos(setting: Setting, archive: FeatureArchive, most: int, seed: in
     videos = []
     for key, place in match_video_ids(shown.videos, archive.ids).items():
         position, video = archive.position(place), shown.videos[key]
-        known = [seconds for seconds in (float(archive.durations[position]), video.duration) if seconds > 0]
-        if known:
-            videos.append(SampledVideo(position, known[0], video, annotations.videos[key]))
+        duration = known_duration(archive.durations[position], video.duration)
+        if duration is not None:
+            videos.append(SampledVideo(position, duration, video, annotations.videos[key]))
     if not videos:
         raise UserError(f"{archive.path}: has no validation video of {setting.name} of known duration, expected some")
     order = np.random.default_rng(seed).permutation(len(videos))[:most]

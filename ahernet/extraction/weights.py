@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ahernet.data.zip_guard import check_torch, is_zip
-from ahernet.errors import UserError
+from ahernet.data.zip_guard import check_torch, is_zip, why_refused
+from ahernet.errors import UserError, is_out_of_memory
 from ahernet.extraction.backbones import Backbone
 from ahernet.files import file_hash
 
@@ -69,9 +69,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 check_torch(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises nearly anything; one that asks for objects is refused
-            reason = " ".join(str(error).split())[:160]
+            if is_out_of_memory(error):
+                raise
             raise UserError(
-                f"{path}: not a file of tensors that is safe to read ({reason}); save its state dictionary "
+                f"{path}: not a file of tensors that is safe to read ({why_refused(error)}); save its state dictionary "
                 "as safetensors where you trust it"
             ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

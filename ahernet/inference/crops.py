@@ -44,7 +44,7 @@ class CropStep(Step):
         """Return the proposals that suppression left, classified; arguments as `Step.forward`."""
         maps, finite = self.feature_maps(rows, offsets, self.model_config.steps)
         segments, overlaps, kept = self._proposals(maps)
-        parts = [self._classified(rows, offsets, some) for some in torch.split(segments, PROPOSALS_AT_ONCE, dim=1)]
+        parts = [self.classified(rows, offsets, some) for some in torch.split(segments, PROPOSALS_AT_ONCE, dim=1)]
         probability, label = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         scores = probability * overlaps
         scores = scores.where(kept & (scores > self.config.minimum_score), -torch.inf)
@@ -61,7 +61,7 @@ class CropStep(Step):
         segments, scores, labels, _ = suppress(segments, scores, labels, self.config)
         return segments, scores, labels >= 0
 
-    def _classified(self, rows: Tensor, offsets: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    def classified(self, rows: Tensor, offsets: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Return probability and label (B, K) of the best class of segments (B, K, 2)."""
         maps, _ = self.feature_maps(*cut_segments(rows, offsets, segments), self.model_config.moment_steps)
         logits = segment_logits(pool_segments(maps), self.class_weights)

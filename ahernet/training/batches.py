@@ -1,7 +1,6 @@
 """Training data: what of an archive and its annotations is usable, and batches of it in a fixed order."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,7 +16,7 @@ from ahernet.data.archive import FeatureArchive
 from ahernet.device import to_device
 from ahernet.errors import UserError
 from ahernet.training.losses import GroundTruth
-from ahernet.video_time import seconds_to_unit
+from ahernet.video_time import known_duration, seconds_to_unit
 
 NAMED = 5
 SHARE_STREAM = 4  # of random numbers
@@ -323,7 +322,7 @@ def _find_videos(archive: FeatureArchive, annotations: Annotations) -> _Found:
             found.without_features.append(video_id)
             continue
         position = archive.position(places[video_id])
-        duration = _duration(float(archive.durations[position]), video.duration)
+        duration = known_duration(archive.durations[position], video.duration)
         if duration is None:
             found.without_duration.append(video_id)
             continue
@@ -336,13 +335,6 @@ def _find_videos(archive: FeatureArchive, annotations: Annotations) -> _Found:
 @lru_cache(maxsize=8)
 def _permutation(seed: int, epoch: int, count: int, stream: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch, stream]).permutation(count)
-
-
-def _duration(of_archive: float, of_annotations: float) -> float | None:
-    for duration in (of_archive, of_annotations):
-        if 0 < duration < math.inf:
-            return duration
-    return None
 
 
 def _spans(segments: Sequence[tuple[str, float, float]]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from ahernet.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict
-from ahernet.data.zip_guard import check_torch
+from ahernet.data.zip_guard import check_torch, why_refused
 from ahernet.errors import UserError, is_out_of_memory
 from ahernet.files import replace_when_complete
 from ahernet.model.localizer import Localizer
@@ -185,8 +185,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: truncated or not a training state ({reason})") from error
+        raise UserError(f"{path}: truncated or not a training state ({why_refused(error)})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise UserError(f"{path}: not a training state of this version (expected {STATE_FORMAT!r})")
     return state

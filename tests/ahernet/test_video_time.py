@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahernet.video_time import seconds_to_unit, unit_to_rows, unit_to_seconds
+from ahernet.video_time import known_duration, seconds_to_unit, unit_to_rows, unit_to_seconds
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1e5))
@@ -22,6 +22,12 @@ def test_durations_broadcast_over_videos():
     segments = np.array([[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.5], [0.25, 1.0]]])
     seconds = unit_to_seconds(segments, np.array([[10.0], [100.0]]))
     np.testing.assert_allclose(seconds, [[[0, 5], [2.5, 10]], [[0, 50], [25, 100]]])
+
+
+def test_the_first_known_duration_counts():
+    assert known_duration(3.0, 4.0) == 3.0
+    assert known_duration(np.float64("nan"), 4.0) == 4.0
+    assert known_duration(0.0, np.inf, -1.0, np.nan) is None
 
 
 UNIT = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.125, 0.5, 0.875, 1.0]))

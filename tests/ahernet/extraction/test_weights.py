@@ -112,7 +112,8 @@ def test_tensors_that_are_no_plain_arrays_are_refused(odd, kind, tmp_path):
     state = trained()
     state["bn1.bias"] = odd(state["bn1.bias"].reshape(1, -1))
     torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"w\.pt: tensor bn1\.bias of torch\.{kind} is not a plain array of numbers"):
+    ours = rf"w\.pt: tensor bn1\.bias of torch\.{kind} is not a plain array of numbers"
+    with pytest.raises(UserError, match=rf"{ours}|not a file of tensors that is safe"):  # as torch 2.15 says of nested
         load_network(SMALL, tmp_path / "w.pt")
 
 
@@ -131,7 +132,8 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(zipped, tmp_path):
     torch.save(
         {"state_dict": Hostile(str(tmp_path / "ran"))}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(UserError, match="not a file of tensors that is safe to read"):
+    reason = r"it asks for (io|builtins|__builtin__)\.open, which could run code"
+    with pytest.raises(UserError, match=rf"not a file of tensors that is safe to read \({reason}\)"):
         load_network(SMALL, tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -446,7 +446,7 @@ def test_a_training_state_with_code_in_it_is_not_run(world, tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"format": Evil()}, tmp_path / "training_state.pt")
-    with pytest.raises(UserError, match="truncated or not a training state"):
+    with pytest.raises(UserError, match=r"not a training state \(it asks for posix\.mkdir, which could run code\)"):
         train_in(world, tmp_path, _config(), resume=True)
     assert not (tmp_path / "executed").exists()
 
