@@ -146,7 +146,8 @@ def weight_gradient_kernel(
         at = weight_output_ptr + index.to(tl.int64)[:, None] * dimension + channel[None, :]
         tl.store(at, total * loss_gradient, mask=(index < classes)[:, None] & (channel < dimension)[None, :])
         at = bias_output_ptr + scale * classes + index
-        tl.store(at, bias_total * loss_gradient, mask=(index < classes) & (tl.program_id(1) == 0))
+        if tl.program_id(1) == 0:
+            tl.store(at, bias_total * loss_gradient, mask=index < classes)
 
 
 def gradients_launch(
