@@ -64,8 +64,12 @@ class _Turn:
             for _ in range(WARM_UPS):
                 step(inputs.rows, inputs.offsets)
         self.graph = torch.cuda.CUDAGraph()
-        # Only this thread is held to what capture forbids: another one reads ahead into pinned memory.
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        # A capture that fails leaves its own stream the current one. Only this thread is held to what capture forbids:
+        # another one reads ahead into pinned memory.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             self.found = step(inputs.rows, inputs.offsets)
         self.fetched = Found(*(torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in self.found))
         self.copied, self.computed, self.done = (_event() for _ in range(3))

@@ -55,17 +55,25 @@ class CapturedSteps:
             room = with_room(batch, None if self._captured is None else self._captured.batch)
             self._captured = None  # its memory is free before more is taken
             self._captured = self._capture(run, room, phase)
+        run.iteration += 1  # as `take_steps` does before parameters change
         self._captured.graph.replay()
         return dict(zip(self._captured.names, self._captured.terms.clone().unbind(), strict=True))
 
     def _capture(self, run: "Run", batch: IterationBatch, phase: Phase) -> _Captured:
         self.captures += 1
-        graph = torch.cuda.CUDAGraph()
+        graph, taken = torch.cuda.CUDAGraph(), run.iteration
         run.optimizer.zero_grad(set_to_none=True)  # gradients are to have memory of the graph
-        # Only this thread is held to what capture forbids: another one reads ahead.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            terms = take_steps(run, [batch], phase)
-            values = torch.stack([term.float() for term in terms.values()])
+        try:
+            # A capture that fails leaves its own stream the current one. Only this thread is held to what capture
+            # forbids: another one reads ahead.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
+                terms = take_steps(run, [batch], phase)
+                values = torch.stack([term.float() for term in terms.values()])
+        finally:
+            run.iteration = taken  # what is captured has not been done
         return _Captured(graph, batch, tuple(terms), values)
 
 

@@ -1,5 +1,6 @@
 """Batches that are computed in parts, one after the other, where memory is short."""
 
+from contextlib import contextmanager
 from copy import deepcopy
 
 import pytest
@@ -16,10 +17,11 @@ from training_worlds import (
 from ahernet.config import RUNS
 from ahernet.model.segment_classifier import SegmentClassifier
 from ahernet.training import take_steps
+from ahernet.training.captured_steps import EAGER, CapturedSteps
 from ahernet.training.iteration_batches import IterationBatch, phase_ranges
 from ahernet.training.loss_log import read_loss_log
 from ahernet.training.steps import step_losses
-from ahernet.training.trainer import read_batch, train_iteration
+from ahernet.training.trainer import read_batch, train_iteration, train_within_memory
 from ahernet.training.training_state import new_run
 
 CPU = torch.device("cpu")
@@ -133,6 +135,26 @@ def test_an_iteration_whose_steps_may_have_been_taken_is_not_tried_again(world, 
     with pytest.raises(torch.OutOfMemoryError):
         train_in(world, tmp_path, small_config("aher", training={"iterations": 1}))
     assert len(calls) == 1
+
+
+def test_a_lack_of_memory_while_an_iteration_is_captured_is_one_before_it_was_taken(world, monkeypatch):
+    @contextmanager
+    def short_of_memory(*_, **__):
+        yield
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name, replacement in (("CUDAGraph", object), ("graph", short_of_memory), ("current_stream", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    config = small_config("aher*", training={"batch_size": 2, "iterations": EAGER + 1})
+    data = data_of(world, config)
+    run = new_run(config, data, CPU)
+    run.captured = CapturedSteps()
+    for iteration in range(EAGER):
+        train_within_memory(run, read_batch(run, data, CPU, iteration), iteration, lambda _: ())
+    assert (run.iteration, run.parts) == (EAGER, 1)
+    parts = read_batch(run, data, CPU, EAGER)
+    train_within_memory(run, parts, EAGER, lambda iteration: read_batch(run, data, CPU, iteration))
+    assert (run.iteration, run.parts, run.captured) == (EAGER + 1, 2, None)
 
 
 def test_a_batch_that_does_not_fit_where_it_is_computed_is_divided_too(world, tmp_path, monkeypatch):
