@@ -79,6 +79,7 @@ def test_calls_are_the_same_for_the_same_seed():
         assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
+@pytest.mark.interpret
 def test_kernels_in_the_interpreter_are_held_to_the_same():
     command = [sys.executable, "-m", "tests.kernel_campaign", "--cases", "3", "--only", "match", "pick"]
     path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
