@@ -83,10 +83,7 @@ def remove_copies(path: Path) -> None:
     Calls of `replace_when_complete` that are at work fail by it: whoever else may write the file must be kept out.
     """
     path = path.resolve()
-    name = re.compile(re.escape(_copy_prefix(path)) + r"[a-z0-9_]{8}\.tmp")
-    for found in path.parent.glob(".*.tmp"):
-        if name.fullmatch(found.name):
-            found.unlink(missing_ok=True)
+    _remove_copies(path.parent, re.escape(_copy_prefix(path)))
 
 
 def check_output_file(path: Path) -> None:
@@ -160,11 +157,15 @@ class BusyFolder(UserError):
 
 
 @contextmanager
-def claim_folder(path: Path) -> Iterator[None]:
-    """Be the only writer of the existing folder `path`, and remove what a killed writer left half-written.
+def claim_folder(path: Path, own: str = "") -> Iterator[None]:
+    """Be the only writer of some files in the existing folder `path`, and remove what a killed one left half-written.
 
     The folder itself is locked, or where the file system locks no folders, as NFS, a file `.lock` in it. Where locks
     hold on one machine only, which nobody can see, the user must keep machines apart.
+
+    Args:
+        path: the folder.
+        own: regular expression of the names of these files, of at most `SHOWN_NAME` characters.
 
     Raises:
         BusyFolder: another process writes there, or has just removed the folder.
@@ -172,8 +173,8 @@ def claim_folder(path: Path) -> Iterator[None]:
     """
     descriptor = _lock(path)
     try:  # closing releases the claim, as does the end of the process however it comes
-        for left in path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        if own:
+            _remove_copies(path, rf"\.({own})\.")
         yield
     finally:
         os.close(descriptor)
@@ -259,6 +260,13 @@ def _copy_prefix(path: Path) -> str:
     if len(name) > SHOWN_NAME:
         name = f"{name[:SHOWN_NAME]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
     return f".{name}."
+
+
+def _remove_copies(folder: Path, prefix: str) -> None:
+    name = re.compile(prefix + r"[a-z0-9_]{8}\.tmp")
+    for found in folder.glob(".*.tmp"):
+        if name.fullmatch(found.name):
+            found.unlink(missing_ok=True)
 
 
 def _umask() -> int:

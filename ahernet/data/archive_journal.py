@@ -286,7 +286,7 @@ def open_journal(
     make_folder(folder)
     with ExitStack() as until_done:
         try:
-            until_done.enter_context(claim_folder(folder))
+            until_done.enter_context(claim_folder(folder, ".*"))
         except BusyFolder:
             raise
         except UserError:
@@ -322,7 +322,7 @@ def remove_leftovers(out: Path, *others: Path) -> None:
     """
     folder = partial_folder(out)
     make_folder(folder)
-    with suppress(BusyFolder), claim_folder(folder):
+    with suppress(BusyFolder), claim_folder(folder, ".*"):
         for path in (out, *others):
             remove_copies(path)
         _remove(folder)

@@ -19,7 +19,7 @@ from types import FrameType
 
 import torch
 
-from ahernet.checkpoint import save_checkpoint
+from ahernet.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
@@ -34,12 +34,14 @@ from ahernet.training.loss_log import CURVE_NAME, LOG_NAME, append_to_log, draw_
 from ahernet.training.ranks import Ranks, join_ranks
 from ahernet.training.take_steps import take_steps
 from ahernet.training.training_data import TrainingData, select_training_data
-from ahernet.training.training_state import Run, save_state, set_learning_rates, start_or_resume
+from ahernet.training.training_state import STATE_NAME, Run, save_state, set_learning_rates, start_or_resume
 
 # Losses stay on the device for this many iterations: reading them waits for it.
 LOG_EVERY = 10
 SIGNAL_ECHO = 5.0  # seconds
 REMEDY = "a smaller training.learning_rate or a training.gradient_clip may help"
+# A regular expression of the names of the files that a run replaces.
+OWN_NAMES = f"{CHECKPOINT_NAME}|{WEIGHTS_NAME.pattern}|{STATE_NAME}|{LOG_NAME}|{CURVE_NAME}"
 # Where cuBLAS looks for its workspace when it starts, and the sizes with which it repeats its results.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 REPEATABLE_WORKSPACES = (":4096:8", ":16:8")
@@ -114,7 +116,7 @@ def train(
                 if progress:
                     inform(data.describe())
                 make_folder(out_folder)
-                until_done.enter_context(claim_folder(out_folder))
+                until_done.enter_context(claim_folder(out_folder, OWN_NAMES))
             until_done.enter_context(computing_on(where, config))
             run = start_or_resume(out_folder, config, data, where, resume, ranks)
         _refuse_different_ranks(run, data)

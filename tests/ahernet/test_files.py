@@ -117,11 +117,17 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
 
 
 def test_claiming_a_folder_removes_what_a_killed_writer_left(tmp_path):
-    (tmp_path / ".state.pt.abc.tmp").touch()
-    (tmp_path / "state.pt").touch()
-    with claim_folder(tmp_path):
-        assert not (tmp_path / ".state.pt.abc.tmp").exists()
-        assert (tmp_path / "state.pt").exists()
+    theirs = ["state.pt", ".mine.tmp", ".other.json.abcdefgh.tmp", ".state.pt.swp.tmp", "x.state.pt.abcdefgh.tmp"]
+    for name in (*theirs, ".state.pt.abcdefgh.tmp", ".losses.png.0123_abc.tmp"):
+        (tmp_path / name).touch()
+    with claim_folder(tmp_path, r"state\.pt|losses\.png"):
+        assert sorted(found.name for found in tmp_path.iterdir()) == sorted(theirs)
+
+
+def test_a_file_that_another_writes_into_a_claimed_folder_arrives(tmp_path):
+    with replace_when_complete(tmp_path / "report.html") as temporary, claim_folder(tmp_path, r"state\.pt"):
+        temporary.write_text("report")
+    assert (tmp_path / "report.html").read_text() == "report"
 
 
 @pytest.mark.parametrize("made_anew", [False, True])
@@ -266,8 +272,8 @@ NO_LOCKS = [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL]
 def test_where_folders_cannot_be_locked_a_file_in_them_keeps_others_out(tmp_path, monkeypatch, code):
     without_locks(monkeypatch, code)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    (tmp_path / ".a.tmp").touch()
-    with claim_folder(tmp_path):
+    (tmp_path / ".a.abcdefgh.tmp").touch()
+    with claim_folder(tmp_path, "a"):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         with pytest.raises(BusyFolder, match="another process is writing there"), claim_folder(tmp_path):
             pass
