@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ahernet.checkpoint import Checkpoint
 from ahernet.data.archive import FeatureArchive
+from ahernet.data.moment_labels import CONTROL_CHARACTER
 from ahernet.device import choose_device, launches_on
 from ahernet.errors import UserError
 from ahernet.inference.step import is_finite
@@ -83,6 +84,8 @@ def add_class(
 def _check(checkpoint: Checkpoint, moments: FeatureArchive, label: str) -> None:
     if not label.strip():
         raise UserError("label: expected the name of the new class, got an empty one")
+    if label != label.strip() or CONTROL_CHARACTER.search(label):
+        raise UserError(f"label: {label!r:.80} begins or ends with a space or holds a control character, give another")
     if label in checkpoint.classes:
         raise UserError(f"label: the network in {checkpoint.source} has a class {label!r} already, give another name")
     wanted = checkpoint.config.model.feature_dimension

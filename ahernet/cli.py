@@ -30,6 +30,10 @@ from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import log_to, warnings_as_lines
 
 USER_ERROR = 2
+# Files of the folders that commands write, of which one that is given as a whole is read.
+PARTS_OF_FOLDERS = re.compile(
+    r"(manifest|extraction|checkpoint)\.json|(part|weights)-.*|training_state\.pt|losses\.jsonl|setting\.toml"
+)
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -103,7 +107,11 @@ def _check_outputs(names: Sequence[str], given: Namespace, arguments: Sequence[s
     ]
     for name, path in paths:
         for other, taken in paths:
-            if name in options and other != name and os.path.realpath(path) == os.path.realpath(taken):
+            if name not in options or other == name:
+                continue
+            written, met = Path(os.path.realpath(path)), Path(os.path.realpath(taken))
+            is_part = written.parent == met and PARTS_OF_FOLDERS.fullmatch(written.name) and other not in options
+            if written == met or is_part:
                 what = "is written to" if other in options else "is read"
                 raise UserError(f"{options[name]} {path}: {what} by this command as well, expected another name")
 

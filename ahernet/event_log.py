@@ -45,6 +45,7 @@ class _Log:
         self._command = command
         try:
             _refuse_other_file(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             _cut_off_half_a_line(self._descriptor)
         except OSError as error:

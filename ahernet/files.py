@@ -90,7 +90,7 @@ def check_output_file(path: Path) -> None:
     """Refuse what a file cannot take the place of; good to ask before long work.
 
     Raises:
-        UserError: `path` is a folder, a pipe or a device, or no name for a file at all.
+        UserError: `path` is a folder, a pipe or a device, a link into no folder, or no name for a file at all.
     """
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: not a file name")
@@ -100,6 +100,8 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{str(path)[:80]}...: not a file name ({error.strerror})") from error
     if is_other:
         raise UserError(f"{path}: is a folder, pipe or device, expected a file name to write")
+    if path.is_symlink() and not path.resolve().parent.is_dir():
+        raise UserError(f"{path}: is a link into a folder that is not there, expected a file name to write")
 
 
 def file_hash(path: Path) -> str:

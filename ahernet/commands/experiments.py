@@ -60,7 +60,9 @@ def _add_experiment(parser: ArgumentParser) -> None:
 def _run_experiment(parsed: Namespace) -> None:
     _check_experiment(parsed)
     out = parsed.out if parsed.out is not None else parsed.work / f"{parsed.table}.json"
-    check_output_file(out)
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        check_output_file(path)
 
     from ahernet.experiments.figures import FIGURES, run_figure
     from ahernet.experiments.pictures import draw_table
@@ -79,7 +81,7 @@ def _run_experiment(parsed: Namespace) -> None:
     make_folder(out.parent)
     with replace_when_complete(out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, out.with_suffix(".png"))
+    draw(result, picture)
     say_result(text, out=out)
 
 
@@ -101,6 +103,8 @@ def _check_experiment(parsed: Namespace) -> None:
     for name in ("seeds", "jobs"):
         if parsed[name] < 1:
             raise UserError(f"experiment: --{name}: expected at least 1, got {parsed[name]}")
+    if parsed.out is not None and parsed.out.suffix != ".json":
+        raise UserError(f"experiment: --out {parsed.out}: expected a name that ends in .json")
     if parsed.rows is not None and parsed.table in FIGURES:
         raise UserError(f"experiment: --rows: {parsed.table} is a figure and has none, leave it out")
 

@@ -294,6 +294,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
 
 
 def _run_evaluate(parsed: Namespace) -> None:
+    from ahernet.data.class_names import warn_of_look_alikes
     from ahernet.data.detection_shards import load_detections
     from ahernet.evaluation.average_precision import match_detections, precision_of
     from ahernet.evaluation.average_recall import average_recall
@@ -310,6 +311,7 @@ def _run_evaluate(parsed: Namespace) -> None:
     annotations = read_annotations_of(parsed.annotations, parsed)
     selected, classes = annotations.select(parsed.subset), classes_of(parsed)
     selected = selected if classes is None else selected.of_classes(classes)
+    warn_of_look_alikes(selected.classes(), annotations.source)
     detections = of_subset(detections, annotations, selected)
     groups = groups_of(parsed, "evaluate")
     matches, recall = match_detections(detections, selected), average_recall(detections, selected)
@@ -341,7 +343,7 @@ def of_subset(detections: "Detections", annotations: "Annotations", selected: "A
     found = _of_classes(of_videos, annotations, selected)
     others, left = len(detections.video_ids) - len(of_videos.video_ids), len(of_videos.scores) - len(found.scores)
     if others:
-        warn(f"left out {others:,} detected videos of other subsets")
+        warn(f"left out {others:,} detected videos of other subsets, or without these classes")
     if left:
         warn(f"left out {left:,} detections of classes that only other subsets have")
     return found

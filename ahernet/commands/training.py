@@ -128,6 +128,8 @@ def _run_add_class(parsed: Namespace) -> None:
 
     if (parsed.out / CHECKPOINT_NAME).exists():
         raise UserError(f"{parsed.out}: holds a checkpoint already, give another folder")
+    if parsed.out.exists() and not parsed.out.is_dir():
+        raise UserError(f"{parsed.out}: is a file, expected a new folder to write")
     with open_features(parsed.moments) as moments:
         larger = add_class(load_checkpoint(parsed.checkpoint), moments, parsed.label, device=parsed.device)
         count = len(moments)

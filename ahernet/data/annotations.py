@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ahernet.data.bounded_read import most_unpacked, parse_json, read_up_to
+from ahernet.data.class_names import look_alikes
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -211,7 +212,7 @@ def find_annotation_problems(annotations: Annotations) -> list[Problem]:
     """Find what is accepted but worth knowing, in the order of the videos.
 
     Zero-length segments, segments that end more than `END_TOLERANCE` seconds after their video, repeated
-    instances, several classes in one video, unknown durations.
+    instances, several classes in one video, unknown durations; last, class names that look alike.
     """
     problems: list[Problem] = []
     for video in annotations.videos.values():
@@ -233,6 +234,9 @@ def find_annotation_problems(annotations: Annotations) -> list[Problem]:
         if len(set(video.labels)) > 1:
             detail = ", ".join(sorted(set(video.labels)))
             problems.append(Problem("more than one class", video.video_id, detail))
+    shown_by = {label: video.video_id for video in annotations.videos.values() for label in video.labels}
+    for one, other in look_alikes(shown_by):
+        problems.append(Problem("class names that look alike", shown_by[other], f"{one!r} and {other!r}"))
     return problems
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ahernet.data.archive import FORMAT, VERSION
 from ahernet.data.archive_set import is_set
+from ahernet.data.hdf5_guard import open_hdf5, scalar_attribute
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, replace_when_complete
 
@@ -216,11 +217,22 @@ def check_archive_name(path: Path) -> None:
     """Refuse what an archive cannot be written to; good to ask before long work.
 
     Raises:
-        UserError: as `check_output_file`, or every reader would take the file for a set of archives.
+        UserError: as `check_output_file`, every reader would take the file for a set of archives, or there is a file
+            that is no archive, which a mistyped name must not replace.
     """
     check_output_file(path)
     if is_set(path):
         raise UserError(f"{path}: is a name of a set of archives, expected that of one archive, such as archive.h5")
+    if path.exists() and path.stat().st_size > 0 and not _is_archive(path):
+        raise UserError(f"{path}: holds something else than an archive, expected another name (or remove it)")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with open_hdf5(path) as file:
+            return scalar_attribute(file, path, "format") == FORMAT
+    except UserError:
+        return False
 
 
 def check_video_id(video_id: str) -> None:

@@ -202,8 +202,6 @@ def import_features(
     bad = _BadVideos(stop=on_error == "stop")
     names = None if id_map is None else read_id_map(Path(id_map))
     with open_source(source) as found:
-        if out.exists() and out.samefile(source):
-            raise UserError(f"{out}: the archive would replace what it is made of, expected another name")
         stride = _clip_stride(source, found.clip_stride, clip_stride)
         by_id = _by_video_id(found.videos, _naming(prefix, names), bad)
         annotated = _known_durations(durations, categories, by_id)

@@ -14,7 +14,7 @@ from ahernet.files import replace_when_complete
 ID_COLUMNS = ("video", "id", "youtube_id")
 TIME_COLUMNS = ("time_start", "time_end")
 
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of surrogate pairs
+CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of surrogate pairs
 
 
 def read_moment_labels(path: Path) -> dict[str, str]:
@@ -146,5 +146,5 @@ def _check_names(place: str, moment_id: str, label: str) -> None:
     if not label.strip():
         raise UserError(f"{place}: {moment_id!r:.80} has an empty label, expected the name of a class")
     for what, name in (("id", moment_id), ("label", label)):
-        if _UNWRITABLE.search(name):
+        if CONTROL_CHARACTER.search(name):
             raise UserError(f"{place}: {what} {name!r:.80} holds a control character, expected text of one line")

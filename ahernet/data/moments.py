@@ -15,6 +15,7 @@ import numpy as np
 from ahernet.data.annotations import Annotations, VideoAnnotations, match_video_ids
 from ahernet.data.archive import FeatureArchive
 from ahernet.data.archive_writer import ArchiveWriter, check_archive_name
+from ahernet.data.class_names import warn_of_look_alikes
 from ahernet.data.moment_labels import encode_labels
 from ahernet.errors import UserError
 from ahernet.files import check_output_file, replace_when_complete
@@ -124,7 +125,9 @@ def cut_moments(
     """
     out, labels = Path(out), Path(labels)
     _check_outputs(archive, annotations, out, labels)
-    plan, left_out = _plan(archive, annotations, _wanted_classes(annotations, classes))
+    wanted = _wanted_classes(annotations, classes)
+    warn_of_look_alikes(sorted(wanted), annotations.source)
+    plan, left_out = _plan(archive, annotations, wanted)
     moments = [moment for cut in plan.values() for moment in cut]
     if not moments:
         reason = left_out.describe() or "no class was asked for or none occurs"

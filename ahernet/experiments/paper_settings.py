@@ -15,10 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ahernet.data.annotations import Annotations, read_annotations, read_class_names, write_annotations
+from ahernet.data.annotations import (
+    Annotations,
+    match_video_ids,
+    read_annotations,
+    read_class_names,
+    write_annotations,
+)
 from ahernet.data.archive import open_archive
 from ahernet.data.moment_labels import write_moment_labels
 from ahernet.errors import UserError
+from ahernet.event_log import warn
 from ahernet.files import make_own_folder, replace_when_complete
 from ahernet.rendered import write_rendered, write_rendered_moments
 
@@ -179,15 +186,18 @@ def write_setting(plan: SettingPlan, folder: Path, *, render: bool, progress: bo
             features of other videos, or cannot be written.
     """
     _check_classes(plan)
+    stems = ("videos", "videos") if plan.one_source else ("base", "novel")
+    parts = dict(zip(stems, (plan.base, plan.novel), strict=True))
+    for stem, part in parts.items():
+        _check_archive(folder / f"{stem}.h5", part.annotations, render)
     make_own_folder(folder, "base.txt")
     for name, part in (("base", plan.base), ("novel", plan.novel)):
         with replace_when_complete(folder / f"{name}.txt") as temporary:
             temporary.write_text("".join(f"{label}\n" for label in part.classes), encoding="utf-8")
-    stems = ("videos", "videos") if plan.one_source else ("base", "novel")
-    for stem, part in dict(zip(stems, (plan.base, plan.novel), strict=True)).items():
+    for stem, part in parts.items():
         write_annotations(folder / f"{stem}.json.gz", part.annotations)
-        if render:
-            _render(folder / f"{stem}.h5", part.annotations, progress)
+        if render and not (folder / f"{stem}.h5").exists():
+            write_rendered(folder / f"{stem}.h5", part.annotations, progress=progress)
     if render and plan.novel.training is None and not (folder / "moments.csv").exists():
         labels = write_rendered_moments(folder / "moments.h5", plan.novel.classes, MOMENTS_PER_CLASS)
         write_moment_labels(folder / "moments.csv", labels)
@@ -211,14 +221,16 @@ def _check_classes(plan: SettingPlan) -> None:
             )
 
 
-def _render(archive: Path, annotations: Annotations, progress: bool) -> None:
-    """Render features of the annotated videos, if they are not there."""
+def _check_archive(archive: Path, annotations: Annotations, rendered: bool) -> None:
+    """Refuse rendered features of other videos; say how many of the videos other features lack."""
     if not archive.exists():
-        write_rendered(archive, annotations, progress=progress)
         return
     with open_archive(archive) as there:
-        if set(there.ids) != set(annotations.videos):
+        if rendered and set(there.ids) != set(annotations.videos):
             raise UserError(f"{archive}: holds features of other videos, remove it or give another folder")
+        missing = len(annotations.videos) - len(match_video_ids(annotations.videos, there.ids))
+    if missing:
+        warn(f"{archive}: without features: {missing:,} of {len(annotations.videos):,} annotated videos")
 
 
 def _setting_text(plan: SettingPlan, stems: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from ahernet.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, save_checkpoint
 from ahernet.config import Config, config_to_dict, with_feature_dimension
 from ahernet.data.annotations import Annotations
 from ahernet.data.archive import FeatureArchive
+from ahernet.data.class_names import warn_of_look_alikes
 from ahernet.device import cpu_threads, launches_on
 from ahernet.errors import UserError, is_out_of_memory
 from ahernet.event_log import inform, warn
@@ -113,6 +114,7 @@ def train(
             ranks.part(config.training.batch_size)  # asked early: it refuses a batch that is too small
             data = select_training_data(archive, annotations.select(subset), classes, moments, moment_labels, config)
             if ranks.first:
+                warn_of_look_alikes(data.classes, annotations.source)
                 if progress:
                     inform(data.describe())
                 make_folder(out_folder)

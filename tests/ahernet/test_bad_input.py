@@ -537,6 +537,10 @@ def _refused(arguments, capsys, words):
         (("report", "d.json", "a.json", "--out", "p.html", "--thresholds", "./p.html"), "--out p.html: is written to"),
         (("report", "d.json", "a.json", "--out", "p.html", "--thresholds", "a.json"), "--thresholds a.json: is read"),
         (("join", "one.h5", "two.h5", "--out", "two.h5"), "--out two.h5: is read"),
+        (("export", "found", "--out", "found/part-000000.parquet"), "--out found/part-000000.parquet: is read"),
+        (("evaluate", "found", "a.json", "--json", "./found/manifest.json"), "--json found/manifest.json: is read"),
+        (("report", "d.json", "a.json", "--run", "run", "--out", "run/checkpoint.json"), "checkpoint.json: is read"),
+        (("experiment", "runs", "--work", "w", "--out", "r.png"), "--out r.png: expected a name that ends in .json"),
         (("train", "x.h5", "a.json", "--out", ""), "--out: expected a name, got nothing"),
         (("train", "x.h5", "a.json", "--out="), "--out: expected a name, got nothing"),
     ],
@@ -545,6 +549,33 @@ def test_no_command_writes_over_what_it_reads_or_writes(arguments, words, capsys
     monkeypatch.chdir(tmp_path)
     _refused(arguments, capsys, words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["v.npy", "film.mp4", "other.h5"])
+def test_only_an_archive_is_replaced_by_one(name, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "v.npy", np.zeros((3, 2), np.float32))
+    out = tmp_path / "source" / name if name == "v.npy" else tmp_path / name
+    if name == "other.h5":
+        with h5py.File(out, "w") as file:
+            file["features"] = np.ones((3, 2))
+    elif name == "film.mp4":
+        out.write_bytes(b"a film")
+    content = out.read_bytes()
+    _refused(("import", tmp_path / "source", "--out", out), capsys, "holds something else than an archive")
+    assert out.read_bytes() == content
+    out = tmp_path / "new.h5"
+    for _ in range(2):
+        assert main(["import", str(tmp_path / "source"), "--out", str(out)]) == 0
+    out.write_bytes(b"")
+    assert main(["import", str(tmp_path / "source"), "--out", str(out)]) == 0
+
+
+def test_a_link_into_no_folder_is_refused_before_any_work(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", np.zeros((3, 2), np.float32))
+    (tmp_path / "out.h5").symlink_to(tmp_path / "gone" / "out.h5")
+    _refused(("import", tmp_path, "--out", tmp_path / "out.h5"), capsys, "is a link into a folder that is not there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5", "v.npy"]
 
 
 def test_a_video_is_not_replaced_by_its_features(tmp_path, capsys):

@@ -143,16 +143,23 @@ def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path, capsys, content):
     assert not (tmp_path / "found.json").exists()
 
 
+def test_the_folder_of_a_log_is_made(tmp_path):
+    log = tmp_path / "run" / "logs" / "log.jsonl"
+    assert main([*LOCALIZE, "--out", str(tmp_path / "found.json"), "--log-json", str(log)]) == 0
+    assert json.loads(log.read_text().splitlines()[0])["command"] == "localize"
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("missing/log", "No such file or directory"),
+        ("other/log", "File exists"),
         (".", "Is a directory"),
         ("x" * 300, "File name too long"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path, capsys, place, words):
     out = tmp_path / "found.json"
+    (tmp_path / "other").touch()
     assert main([*LOCALIZE, "--out", str(out), "--log-json", str(tmp_path / place)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ahernet: error: {tmp_path / place}: cannot write the log there ({words}")

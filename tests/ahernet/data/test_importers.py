@@ -284,10 +284,11 @@ def test_folders_for_the_archive_are_made_only_if_there_is_one(folder, tmp_path)
 
 
 def test_a_source_that_is_not_there_leaves_a_former_archive_alone(tmp_path):
-    (tmp_path / "out.h5").write_text("mine")
+    import_features(write_hdf5(tmp_path / "foreign.h5", {"v_a": ramp(3)}), tmp_path / "out.h5", progress=False)
+    before = (tmp_path / "out.h5").read_bytes()
     with pytest.raises(UserError, match="absent: no such file or folder"):
         import_features(tmp_path / "absent", tmp_path / "out.h5", progress=False)
-    assert (tmp_path / "out.h5").read_text() == "mine"
+    assert (tmp_path / "out.h5").read_bytes() == before
 
 
 def test_an_archive_does_not_replace_what_it_is_made_of(tmp_path):
@@ -295,7 +296,7 @@ def test_an_archive_does_not_replace_what_it_is_made_of(tmp_path):
     before = source.read_bytes()
     (tmp_path / "link.h5").symlink_to(source)
     for out in (source, tmp_path / "link.h5"):
-        with pytest.raises(UserError, match="would replace what it is made of"):
+        with pytest.raises(UserError, match="holds something else than an archive"):
             import_features(source, out, progress=False)
     assert source.read_bytes() == before
     with pytest.raises(UserError, match="is a folder, pipe or device"):

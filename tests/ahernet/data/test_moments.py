@@ -401,7 +401,9 @@ def test_an_id_that_a_label_file_cannot_hold_is_refused_before_any_work(tmp_path
 
 @pytest.mark.parametrize("error", [UserError("the disk failed"), KeyboardInterrupt()])
 def test_an_error_half_way_leaves_both_outputs_as_they_were(archive, tmp_path, monkeypatch, error):
-    out, labels = save(tmp_path / "m.h5", "old"), save(tmp_path / "m.csv", "old too")
+    out, labels = tmp_path / "m.h5", save(tmp_path / "m.csv", "old too")
+    out.write_bytes((tmp_path / "videos.h5").read_bytes())
+    before = out.read_bytes()
     read, calls = FeatureArchive.read, []
 
     def failing(self, positions):
@@ -414,7 +416,7 @@ def test_an_error_half_way_leaves_both_outputs_as_they_were(archive, tmp_path, m
     with pytest.raises(type(error)):
         cut_moments(archive, TRUTH, out, labels, progress=False)
     assert [len(positions) for positions in calls] == [1, 1]  # video by video
-    assert (out.read_text(), labels.read_text()) == ("old", "old too")
+    assert (out.read_bytes(), labels.read_text()) == (before, "old too")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.h5", "videos.h5"]
 
 

@@ -92,8 +92,10 @@ def test_classes_that_fit_no_setting_are_refused_and_nothing_is_written(plan, tm
 def test_other_features_make_another_setting(plan, tmp_path):
     path = write_setting(plan, tmp_path / "setting", render=True, progress=False)
     first = read_setting(path, tmp_path / "work")
+    before = {found: found.read_bytes() for found in path.parent.iterdir()}
     with pytest.raises(UserError, match="holds features of other videos"):
         write_setting(with_share(plan, 0.5), tmp_path / "setting", render=True, progress=False)
+    assert {found: found.read_bytes() for found in path.parent.iterdir()} == before
     (tmp_path / "setting" / "novel.h5").unlink()
     path = write_setting(with_novel(plan, 3), tmp_path / "setting", render=True, progress=False)
     second = read_setting(path, tmp_path / "work")
