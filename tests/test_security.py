@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "ahernet").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 # Modules that can run what they are given or open a connection, and who may import them for what.
 ALLOWED = {
-    "pickle": {"ahernet/training/training_state.py", "ahernet/data/array_files.py"},  # its error
+    "pickle": {"ahernet/data/array_files.py", "ahernet/data/zip_guard.py"},  # its error
     "subprocess": {"ahernet/experiments/table.py"},  # git describe
     "importlib": {
         "ahernet/extraction/backbones.py",
