@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ahernet.errors import UserError
 from ahernet.extraction.clips import clip_count
 from ahernet.extraction.decoding import ClipDecoder, FailedVideo
 from ahernet.extraction.network import ClipNetwork
+from ahernet.extraction.placing import Batch
 from ahernet.extraction.video import Decoder, Framing
 from ahernet.extraction.video_features import ExtractedVideo, extract_videos
 from ahernet.files import file_version
@@ -155,12 +157,15 @@ def extract(
     ) as journal:
         sources = _sources(videos, skipped, settings.on_error)
         todo = {key: videos[key] for key, source in sources.items() if not journal.has(key, source)}
-        found = extract_videos(todo.items(), network, decode, settings.batch_size, settings.workers)
         # Closed at once also after an error: the message must not end up on the line of the progress bar.
-        with _kept_for_later(journal), _progress(todo, decode, progress) as advance, closing(found):
-            for video in found:
-                _keep(video, journal, sources, videos, skipped, settings.on_error)
-                advance(video)
+        with _kept_for_later(journal), _progress(todo, decode, progress) as shown:
+            found = extract_videos(
+                todo.items(), network, decode, settings.batch_size, settings.workers, shown.note_batch
+            )
+            with closing(found):
+                for video in found:
+                    _keep(video, journal, sources, videos, skipped, settings.on_error)
+                    shown.note_end(video)
         kept = [video_id for video_id in videos if video_id not in skipped]
         finished = [journal.finished[video_id] for video_id in kept]
         outcome = Outcome(
@@ -233,29 +238,34 @@ def _kept_for_later(journal: ArchiveJournal) -> Iterator[None]:
         raise KeyboardInterrupt(kept) from error
 
 
+class _Shown:
+    """A bar of clips as they are computed, and how many there are by what files say of themselves."""
+
+    def __init__(self, bar: ProgressBar, expected: Mapping[str, float]) -> None:
+        self._bar, self._expected, self._total = bar, expected, sum(expected.values())
+        self._computed: Counter[str] = Counter()
+        self._ended = 0
+
+    def note_batch(self, batch: Batch) -> None:
+        """Count the clips of a batch."""
+        ids = [clip.video_id for clip in batch.places if clip is not None]
+        self._computed.update(ids)
+        self._bar.update(len(ids))
+
+    def note_end(self, video: ExtractedVideo | FailedVideo) -> None:
+        """Put how many clips a video had in the place of how many were expected."""
+        self._ended += 1
+        self._total += self._computed[video.video_id] - self._expected[video.video_id]
+        self._bar.total = round(self._total)
+        self._bar.set_postfix_str(f"{self._ended:,}/{len(self._expected):,} videos")
+
+
 @contextmanager
-def _progress(
-    videos: Mapping[str, Path], decode: ClipDecoder, shown: bool
-) -> Iterator[Callable[[ExtractedVideo | FailedVideo], None]]:
-    """Show clips and videos as they are done, and how many clips there are by what files say of themselves."""
-    if not shown or not videos:
-        yield lambda video: None
-        return
-    expected = _expected_clips(videos, decode)
-    total = sum(expected.values())
-    done = 0
-    with ProgressBar(desc="extract", unit="clip", total=round(total)) as bar:
-
-        def advance(video: ExtractedVideo | FailedVideo) -> None:
-            nonlocal done, total
-            done += 1
-            clips = len(video.features) if isinstance(video, ExtractedVideo) else 0
-            total += clips - expected[video.video_id]
-            bar.total = round(total)
-            bar.set_postfix_str(f"{done:,}/{len(videos):,} videos", refresh=False)
-            bar.update(clips)
-
-        yield advance
+def _progress(videos: Mapping[str, Path], decode: ClipDecoder, shown: bool) -> Iterator[_Shown]:
+    expected = _expected_clips(videos, decode) if shown and videos else dict.fromkeys(videos, 0.0)
+    total, disable = round(sum(expected.values())), not (shown and videos)
+    with ProgressBar(desc="extract", unit="clip", total=total, disable=disable) as bar:
+        yield _Shown(bar, expected)
 
 
 def _expected_clips(videos: Mapping[str, Path], decode: ClipDecoder) -> dict[str, float]:

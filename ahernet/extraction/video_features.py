@@ -24,7 +24,12 @@ class ExtractedVideo:
 
 
 def extract_videos(
-    videos: Iterable[tuple[str, Path]], network: ClipNetwork, decode: ClipDecoder, batch_size: int, workers: int
+    videos: Iterable[tuple[str, Path]],
+    network: ClipNetwork,
+    decode: ClipDecoder,
+    batch_size: int,
+    workers: int,
+    note: Callable[[Batch], None] = lambda batch: None,
 ) -> Generator[ExtractedVideo | FailedVideo, None, None]:
     """Yield every video once, in the order in which they are done.
 
@@ -36,7 +41,14 @@ def extract_videos(
         decode: makes clips of files.
         batch_size: clips that are computed at a time.
         workers: videos that are decoded at a time.
+        note: told of each batch of clips when its features are there.
     """
+
+    def fetched(batch: Batch, features: Callable[[], NDArray[np.float32]]) -> Iterator[ExtractedVideo]:
+        rows = features()
+        note(batch)
+        yield from assembly.add(batch, rows)
+
     empty = np.zeros((decode.clip_length, decode.framing.side, decode.framing.side, 3), np.uint8)
     assembly = _Assembly()
     running: deque[tuple[Batch, Callable[[], NDArray[np.float32]]]] = deque()
@@ -55,9 +67,9 @@ def extract_videos(
                 clips = np.stack([empty if clip is None else clip.frames for clip in event.places])
                 running.append((event, network.launch(clips)))
                 if len(running) >= most_running:
-                    yield from assembly.add(*running.popleft())
+                    yield from fetched(*running.popleft())
     while running:
-        yield from assembly.add(*running.popleft())
+        yield from fetched(*running.popleft())
 
 
 class _Assembly:
@@ -84,9 +96,9 @@ class _Assembly:
         self._ends[end.video_id] = end
         yield from self._complete(end.video_id)
 
-    def add(self, batch: Batch, features: Callable[[], NDArray[np.float32]]) -> Iterator[ExtractedVideo]:
+    def add(self, batch: Batch, features: NDArray[np.float32]) -> Iterator[ExtractedVideo]:
         """Take the rows of a computed batch; yield the videos that are complete with them."""
-        for clip, row in zip(batch.places, features(), strict=True):
+        for clip, row in zip(batch.places, features, strict=True):
             if clip is None or clip.video_id in self._failed:
                 continue
             if clip.attempt == self._attempts.get(clip.video_id, 0):

@@ -12,6 +12,7 @@ from small_videos import SIDE, TINY, brightness, write_video
 
 from ahernet.data.archive import open_archive
 from ahernet.errors import UserError
+from ahernet.extraction import extract as module
 from ahernet.extraction.backbones import Preprocessing
 from ahernet.extraction.decoding import ClipDecoder
 from ahernet.extraction.extract import ExtractionSettings, extract
@@ -20,6 +21,7 @@ from ahernet.extraction.p3d import P3D
 from ahernet.extraction.pyav_decoder import PyAVDecoder
 from ahernet.extraction.video import Framing
 from ahernet.extraction.video_features import extract_videos
+from ahernet.progress import ProgressBar
 
 LENGTHS = {"long": 40, "short": 5, "a.b": 17, "exact": 16, "ü x": 33}
 QUICK = ExtractionSettings(batch_size=3, workers=2)
@@ -42,6 +44,26 @@ def run(videos, out, network=None, settings=QUICK):
 def features_of(path: Path) -> dict[str, np.ndarray]:
     with open_archive(path) as archive:
         return {video_id: archive.read([k])[0] for k, video_id in enumerate(archive.ids)}
+
+
+def test_the_bar_counts_clips_as_they_are_computed_and_ends_full(videos, tmp_path, monkeypatch):
+    counts, ends = [], []
+
+    class Bar(ProgressBar):
+        def update(self, n=1):
+            counts.append(n)
+            return super().update(n)
+
+        def close(self):
+            ends.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(module, "ProgressBar", Bar)
+    settings = replace(QUICK, batch_size=2)
+    extract(videos, tmp_path / "a.h5", network_of(), PyAVDecoder(), settings)
+    assert max(counts) <= 2
+    assert sum(counts) == 4 + 1 + 2 + 1 + 4
+    assert ends[-1] == (12, 12)
 
 
 def test_every_video_has_the_rows_of_its_clips_in_order(videos, tmp_path):

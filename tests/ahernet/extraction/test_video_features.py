@@ -43,3 +43,15 @@ def test_a_video_that_begins_again_has_the_rows_of_its_last_attempt_alone(batch_
         levels = np.minimum(starts[:, None] + np.arange(16), FRAMES - 1)
         np.testing.assert_allclose(video.features[:, :16], levels, atol=1e-3)
         assert video.remarks == ("1 damaged frames or packets",)
+
+
+def test_batches_are_told_of_while_a_video_is_computed():
+    network = ClipNetwork(TINY, None, "cpu", "float32")
+    decode = ClipDecoder(Damaged(), Framing(20, 16), clip_length=16, stride=8)
+    told = []
+    found = extract_videos([("v", Path("v"))], network, decode, 2, 1, lambda batch: told.append(batch.places))
+    video = next(found)
+    assert len(told) > 1
+    assert list(found) == []
+    last_attempt = [clip.number for places in told for clip in places if clip is not None and clip.attempt == 1]
+    assert sorted(last_attempt) == list(range(len(video.features)))
