@@ -92,6 +92,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         UserError: a file is missing, damaged, foreign or of a newer version, or the weights do not fit the
             settings or are not finite; the message names the file and what is wrong.
     """
+    folder = Path(folder)
     path = folder / CHECKPOINT_NAME
     description = _read_description(path)
     config = config_from_dict(_entry(description, "config", dict, path), f"{path}: config")

@@ -131,9 +131,19 @@ def _add_setting(parser: ArgumentParser) -> None:
 def _run_setting(parsed: Namespace) -> None:
     from dataclasses import fields
 
-    from ahernet.experiments.paper_settings import PAPER_SETTINGS, PublishedFiles, count, with_share, write_setting
+    from ahernet.experiments.paper_settings import (
+        FILES,
+        PAPER_SETTINGS,
+        PublishedFiles,
+        count,
+        with_share,
+        write_setting,
+    )
 
     files = PublishedFiles(**{field.name: parsed[field.name] for field in fields(PublishedFiles)})
+    for field in fields(PublishedFiles):
+        if parsed[field.name] is not None and field.name not in FILES[parsed.name]:
+            raise UserError(f"setting: --{field.name.replace('_', '-')}: {parsed.name} has no use for it, leave it out")
     plan = with_share(PAPER_SETTINGS[parsed.name](files), parsed.share)
     counted = count(plan)
     path = write_setting(plan, parsed.out, render=parsed.render)

@@ -210,6 +210,8 @@ def _inference_config(parsed: Namespace, config: Config) -> InferenceConfig:
     """Return the settings of a checkpoint, changed by those of the command line."""
     changes = given_settings(parsed, ["inference"])
     if parsed.batch_size is not None:
+        if "batch_size" in changes.get("inference", {}):
+            raise UserError("localize: --batch-size and --inference.batch_size are the same, give one of them")
         changes.setdefault("inference", {})["batch_size"] = parsed.batch_size
     return with_settings(config, changes).inference
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ahernet.data.bounded_read import most_unpacked, parse_json, read_up_to
+from ahernet.data.bounded_read import is_gzip, most_unpacked, parse_json, read_up_to
 from ahernet.data.class_names import look_alikes
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
@@ -34,8 +34,6 @@ from ahernet.files import replace_when_complete
 MAX_BYTES = 1 << 30  # of text after decompression; the largest published file has 20 MB
 END_TOLERANCE = 0.1  # seconds a segment may end after its video: rounding of the published numbers
 PREFIX = "v_"
-
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,9 +241,8 @@ def find_annotation_problems(annotations: Annotations) -> list[Problem]:
 def read_text(path: Path) -> str:
     """Return the UTF-8 text of a plain or gzip-compressed file."""
     try:
+        compressed = is_gzip(path)
         with path.open("rb") as file:
-            compressed = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
             stream = gzip.GzipFile(fileobj=file) if compressed else file
             most = min(MAX_BYTES, most_unpacked(path)) if compressed else MAX_BYTES
             content = read_up_to(stream.read, most + 1)

@@ -8,6 +8,7 @@ from typing import Any, AnyStr
 
 SMALL_TEXT = 1 << 24  # bytes that may be unpacked from anything
 MAX_TEXT_COMPRESSION = 100  # unpacked over packed size of text; JSON of annotations has 5 to 20
+_GZIP_MAGIC = b"\x1f\x8b"
 PIECE = 1 << 20  # what is asked for at a time: Python reserves all that one asks for
 
 
@@ -20,6 +21,16 @@ def most_unpacked(path: Path) -> int:
         OSError: the file cannot be looked at.
     """
     return max(SMALL_TEXT, MAX_TEXT_COMPRESSION * path.stat().st_size)
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins as a gzip-compressed one does, whatever it is called.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
 
 def read_up_to(read: Callable[[int], AnyStr], limit: int) -> AnyStr:

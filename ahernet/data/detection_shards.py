@@ -36,6 +36,7 @@ def load_detections(path: Path) -> Detections:
         UserError: as `read_detections` and `read_parquet`; a folder without manifest, or one whose shards are not all
             there.
     """
+    path = Path(path)
     if not path.is_dir():
         return _read(path)
     manifest = read_manifest(path)

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from ahernet.data.bounded_read import most_unpacked, parse_json, read_up_to
+from ahernet.data.bounded_read import is_gzip, most_unpacked, parse_json, read_up_to
 from ahernet.errors import UserError
 from ahernet.files import replace_when_complete
 
@@ -102,6 +102,7 @@ def read_detections(path: Path) -> Detections:
     Raises:
         UserError: unknown suffix, unreadable or malformed file; it names the file and the video id.
     """
+    path = Path(path)
     if _format(path) == "csv":
         return _columns(path, (), _csv_rows(path))
     results = _json_results(path)
@@ -117,6 +118,7 @@ def write_detections(path: Path, detections: Detections, *, as_spelled: bool = F
     Raises:
         UserError: unknown suffix, or the file cannot be written.
     """
+    path = Path(path)
     write = _write_csv if _format(path) == "csv" else _write_json
     ids = list(detections.video_ids) if as_spelled else _written_ids(detections.video_ids)
     with replace_when_complete(path) as temporary, temporary.open("wb") as raw:
@@ -141,10 +143,9 @@ def _format(path: Path) -> str:
 
 @contextmanager
 def _open_text(path: Path) -> Iterator[TextIO]:
-    """Open `path`, unpacked if `.gz`; what goes wrong while reading it becomes a UserError."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    """Open `path`, unpacked if it is packed; what goes wrong while reading it becomes a UserError."""
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with (gzip.open if is_gzip(path) else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error})") from error
@@ -157,8 +158,7 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 def _json_results(path: Path) -> dict[str, Any]:
     with _open_text(path) as file:
         try:
-            compressed = path.suffix.lower() == ".gz"
-            most = min(MAX_CHARACTERS, most_unpacked(path)) if compressed else MAX_CHARACTERS
+            most = min(MAX_CHARACTERS, most_unpacked(path)) if is_gzip(path) else MAX_CHARACTERS
             text = read_up_to(file.read, most + 1)
             if len(text) > most:
                 raise UserError(f"{path}: more than {most:,} characters, too many for a JSON file of its size")

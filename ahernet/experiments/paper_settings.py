@@ -139,6 +139,13 @@ def anet_k600(files: PublishedFiles) -> SettingPlan:
     )
 
 
+FILES: dict[str, tuple[str, ...]] = {
+    "anet_un-anet_am": ("activitynet", "activitynet_subsets", "base_classes", "novel_classes"),
+    "th14-anet_fg": ("activitynet", "activitynet_subsets", "thumos14"),
+    "anet-k600": ("activitynet", "activitynet_subsets", "kinetics600", "kinetics600_classes"),
+}
+"""What each setting is made of, of `PublishedFiles`."""
+
 PAPER_SETTINGS: dict[str, Callable[[PublishedFiles], SettingPlan]] = {
     "anet_un-anet_am": anet_un_anet_am,
     "th14-anet_fg": th14_anet_fg,

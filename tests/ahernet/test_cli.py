@@ -256,6 +256,12 @@ def test_localize_takes_a_folder_of_joined_archives(world, run, detections, caps
     assert (tmp_path / "found.json").read_text() == Path(detections).read_text()
 
 
+def test_localize_takes_one_batch_size(world, run, capsys, tmp_path):
+    arguments = ["localize", world[0], run, "--out", str(tmp_path / "found.json"), "--device", "cpu"]
+    sizes = ["--batch-size", "2", "--inference.batch_size", "3"]
+    assert "--batch-size and --inference.batch_size are the same" in refused(capsys, *arguments, *sizes)
+
+
 def test_localize_takes_minimum_scores_by_class(world, run, detections, capsys, tmp_path):
     thresholds, out = tmp_path / "thresholds.json", tmp_path / "found.json"
     arguments = ["localize", world[0], run, "--out", str(out), "--device", "cpu", "--thresholds", str(thresholds)]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ahernet.data.detection_shards import load_detections
 from ahernet.data.detections import Detections, read_detections, write_detections
 from ahernet.errors import UserError
 
@@ -78,6 +79,24 @@ def test_packed_files_are_packed_and_repeat_byte_for_byte(tmp_path: Path) -> Non
     write_detections(second, made())
     assert first.read_bytes() == second.read_bytes()
     assert json.loads(gzip.decompress(first.read_bytes()))["version"] == "VERSION 1.3"
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_whether_a_file_is_packed_is_seen_from_its_content(suffix: str, tmp_path: Path) -> None:
+    plain = tmp_path / f"found.{suffix}"
+    write_detections(plain, made())
+    content = plain.read_bytes()
+    plain.write_bytes(gzip.compress(content))
+    (tmp_path / f"found.{suffix}.gz").write_bytes(content)
+    for path in (plain, tmp_path / f"found.{suffix}.gz"):
+        assert rows(read_detections(path)) == rows(made())
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    path = str(tmp_path / "found.json")
+    write_detections(path, made())  # type: ignore[arg-type]
+    for read in (read_detections, load_detections):
+        assert rows(read(path)) == rows(made())  # type: ignore[arg-type]
 
 
 def test_prefix_stays_where_two_videos_would_become_one(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ def test_the_command_writes_a_setting_and_says_what_is_in_it(plan, tmp_path, cap
     assert printed[0] == "base training: 4 instances of 2 classes in 4 videos"
     assert printed[-1].endswith("setting.toml; put your features where it says, or change it")
     assert main(["setting", "anet-k600", *files, "--out", f"{tmp_path}/other"]) == 2
+    assert "--thumos14: anet-k600 has no use for it, leave it out" in capsys.readouterr().err
+    assert main(["setting", "anet-k600", files[1], "--out", f"{tmp_path}/other"]) == 2
     assert "--kinetics600: this setting needs it" in capsys.readouterr().err
 
 
