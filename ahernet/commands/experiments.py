@@ -1,14 +1,15 @@
 """The commands `experiment` and `setting`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ahernet.command_settings import SECTIONS, add_settings, given_settings, with_settings
 from ahernet.commands.command import Command, add_log
-from ahernet.config import preset
+from ahernet.config import Config, preset
 from ahernet.errors import UserError
 from ahernet.event_log import say_result
 from ahernet.files import check_output_file, make_folder, replace_when_complete
@@ -68,7 +69,10 @@ def _run_experiment(parsed: Namespace) -> None:
     from ahernet.experiments.pictures import draw_table
     from ahernet.experiments.table import format_table, run_table
 
-    config = with_settings(preset(parsed.preset), given_settings(parsed, list(SECTIONS)))
+    given = given_settings(parsed, list(SECTIONS))
+    config = with_settings(preset(parsed.preset), given)
+    if parsed.table not in FIGURES:
+        _refuse_overruled(parsed.table, given, preset(parsed.preset))
     source, seeds, runs = _data_of(parsed), range(parsed.seeds), parsed.work / "runs"
     make_folder(runs)
     if parsed.table in FIGURES:
@@ -97,6 +101,21 @@ def _data_of(parsed: Namespace) -> "Data":
     if parsed.setting is not None:
         return read_setting(parsed.setting, folder)
     return rendered_source(folder)
+
+
+def _refuse_overruled(table: str, given: Mapping[str, Mapping[str, Any]], original: Config) -> None:
+    """Refuse settings that change no row of a table, because each decides them itself."""
+    from ahernet.experiments.table import table_configs
+
+    rows = table_configs(table, original)
+    for section, values in given.items():
+        for name, value in values.items():
+            try:
+                changed = with_settings(original, {section: {name: value}})
+            except UserError:  # it is for another one that is given
+                continue
+            if changed != original and table_configs(table, changed) == rows:
+                raise UserError(f"experiment: --{section}.{name}: every row of {table} decides it, leave it out")
 
 
 def _check_experiment(parsed: Namespace) -> None:

@@ -333,6 +333,7 @@ def test_a_setting_without_a_subset_that_it_needs_writes_nothing(plan, tmp_path,
     [
         (["runs", "--setting", "s.toml", "--recordings", "r.npz"], "s.toml: cannot read the setting"),
         (["layers", "--rows", "aher"], "--rows: layers is a figure and has none"),
+        (["runs", "--method.untrimmed", "proposals"], "--method.untrimmed: every row of runs decides it, leave it out"),
         (["runs", "--setting", "absent.toml"], "absent.toml: cannot read the setting"),
     ],
 )
