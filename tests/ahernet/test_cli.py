@@ -416,7 +416,18 @@ def test_inspect_says_of_other_files_what_they_are(world, run, detections, capsy
     assert "detections in 9 videos" in refused(capsys, "inspect", detections)
     assert "the folder of a run" in refused(capsys, "inspect", run)
     assert "a video; extract makes an archive" in refused(capsys, "inspect", video)
+    assert "a folder of 1 videos; extract makes an archive" in refused(capsys, "inspect", tmp_path)
     assert refused(capsys, "inspect", nothing) == f"{nothing}: not an HDF5 file"
+    for name, content, words in (
+        ("labels.csv", "video,label\na,x\nb,y\nc,x\n", "labels of 3 moments of 2 classes; train --moment-labels"),
+        ("setting.toml", "[base]\n[novel]\n", "a setting; experiment --setting takes it"),
+        ("recordings.toml", "[recordings]\nwindow = 8\n", "a setting; experiment --setting takes it"),
+        ("mine.toml", "[training]\niterations = 3\n", "settings of a run; train --config takes them"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert words in refused(capsys, "inspect", tmp_path / name)
+    (tmp_path / "other.toml").write_text("[tool]\n")
+    assert refused(capsys, "inspect", tmp_path / "other.toml").endswith("not an HDF5 file")
 
 
 def test_recordings_that_are_refused_leave_no_folder(capsys, tmp_path):

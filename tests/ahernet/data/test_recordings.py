@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ahernet.cli import main
 from ahernet.data import archive_writer, recordings, zip_guard
 from ahernet.data.annotations import read_annotations
 from ahernet.data.archive import open_archive
@@ -299,6 +300,11 @@ def test_a_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "load", be_short)
     with pytest.raises(UserError, match=r"recordings.npz: cannot read \(not enough memory\)"):
         read_recordings(write(tmp_path))
+
+
+def test_inspect_says_how_recordings_are_imported(tmp_path, capsys):
+    assert main(["inspect", str(write(tmp_path))]) == 2
+    assert "2 recordings; import-recordings makes an archive of them" in capsys.readouterr().err
 
 
 def test_pickled_arrays_are_refused(tmp_path):
