@@ -67,13 +67,13 @@ def _as_moment_labels(path: Path) -> str:
 def _as_setting(path: Path) -> str:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # ValueError: no TOML, no UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8
         raise UserError(f"{path}: not a TOML file ({error})") from error
     if {"base", "novel"} <= tables.keys() or TABLE in tables:
         return "a setting; experiment --setting takes it"
     if tables.keys() & set(SECTIONS):
         return "settings of a run; train --config takes them"
-    raise UserError(f"{path}: a TOML file without the tables of a setting or of a run")
+    raise UserError(f"{path}: a TOML file, expected the tables of a setting or of a run")
 
 
 def _as_recordings(path: Path) -> str:

@@ -137,6 +137,8 @@ def read_annotations(path: Path, categories: Path | None = None, subsets: Path |
     text = read_text(path)
     if text.lstrip()[:1] in ("{", "["):
         videos = _from_json(path, text, names)
+    elif not text.strip():
+        raise UserError(f"{path}: is empty, expected annotations")
     elif names is None:
         raise UserError(
             f"{path}: not JSON; if it is text of id, start, end, class number, give a file of class names too"

@@ -233,7 +233,7 @@ def test_a_missing_or_zero_duration_is_unknown(tmp_path, duration):
         ("{", "invalid JSON"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ("[" * 100_000, "nested too deeply"),
-        ("", "not JSON"),
+        ("", "is empty, expected annotations"),
         ("video,subset\n", "not JSON.*class names"),
     ],
 )
