@@ -69,8 +69,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 check_torch(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises nearly anything; one that asks for objects is refused
-            if is_out_of_memory(error):
-                raise
+            if is_out_of_memory(error):  # of what a damaged file claims, too
+                raise UserError(
+                    f"{path}: cannot read (not enough memory); free some, or copy it again if it is damaged"
+                ) from error
             raise UserError(
                 f"{path}: not a file of tensors that is safe to read ({why_refused(error)}); save its state dictionary "
                 "as safetensors where you trust it"

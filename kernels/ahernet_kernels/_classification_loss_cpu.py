@@ -41,8 +41,9 @@ def classification_loss_cpu(
         parts = _logits_in_chunks(labelled.features, weights[j], biases[j])
         total = functools.reduce(torch.logaddexp, (logits.logsumexp(dim=1) for _, logits in parts))
         weight, bias = weights[j][labelled.label].float(), biases[j][labelled.label].float()
+        picked = (labelled.features * weight).sum(dim=1) + bias
         log_sum[labelled.rows] = total
-        loss += (total - ((labelled.features * weight).sum(dim=1) + bias)).sum()
+        loss += (total - picked).sum()
     return loss, log_sum
 
 

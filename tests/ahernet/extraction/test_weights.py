@@ -161,3 +161,13 @@ def test_no_file_and_no_tensors_are_refused(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(UserError, match="expected tensors by name"):
         load_network(SMALL, tmp_path / "list.pt")
+
+
+def test_a_lack_of_memory_is_not_called_a_file_of_something_else(tmp_path, monkeypatch):
+    def be_short(*_, **__):
+        raise MemoryError
+
+    torch.save(trained(), tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "load", be_short)
+    with pytest.raises(UserError, match=r"w\.pt: cannot read \(not enough memory\)"):
+        load_network(SMALL, tmp_path / "w.pt")
