@@ -22,6 +22,20 @@ def ops(request):
     return interpreter() if request.param == "interpreter" else registered(request.param)
 
 
+@pytest.fixture
+def where_doubles_are_usual():
+    """Calls something while a number without a dtype is a double."""
+
+    def call(function, *arguments):
+        torch.set_default_dtype(torch.float64)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return call
+
+
 @pytest.fixture(autouse=INTERPRETING or "cuda" in BACKENDS)
 def poisoned_allocations(monkeypatch):
     """Fresh memory holds NaN between two canaries: what a kernel leaves out or writes beside it is seen."""

@@ -228,14 +228,10 @@ def test_the_gradients_of_both_losses_add_up(ops):
     assert_close([x + y for x, y in zip(tree_leaves(first), tree_leaves(second), strict=True)], both, rtol=0, atol=0)
 
 
-def test_losses_are_single_precision_whatever_is_usual(ops):
+def test_losses_are_single_precision_whatever_is_usual(ops, where_doubles_are_usual):
     arguments = case()
     expected = ops.proposal_loss(*arguments)
-    torch.set_default_dtype(torch.float64)
-    try:
-        actual = ops.proposal_loss(*arguments)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    actual = where_doubles_are_usual(ops.proposal_loss, *arguments)
     torch.testing.assert_close(tree_leaves(actual), tree_leaves(expected), rtol=0, atol=0)
 
 
