@@ -319,9 +319,10 @@ def _minimum_scores(classes: Sequence[str], given: Mapping[str, float]) -> NDArr
     """Return (C,) the minimum score of every class, -inf where none is given."""
     unknown = [name for name in given if name not in classes]
     if unknown:
+        close = difflib.get_close_matches(unknown[0], classes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "expected one of these"
         raise UserError(
-            f"thresholds: {unknown[0]!r} is none of the {len(classes):,} classes that are localized, "
-            "expected one of these"
+            f"thresholds: {unknown[0]!r} is none of the {len(classes):,} classes that are localized, {hint}"
         )
     return np.array([given.get(name, -np.inf) for name in classes], np.float64)
 

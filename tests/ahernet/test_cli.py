@@ -284,6 +284,8 @@ def test_localize_takes_minimum_scores_by_class(world, run, detections, capsys, 
         assert f"thresholds.json: {message}" in refused(capsys, *arguments).replace("'a': expected ", "")
     thresholds.write_text('{"nothing": 0.5}')
     assert "thresholds: 'nothing' is none of the 2 classes" in refused(capsys, *arguments)
+    thresholds.write_text(json.dumps({label.title(): 0.5}))
+    assert f"did you mean {label!r}?" in refused(capsys, *arguments)
 
 
 def test_localize_takes_durations_of_the_annotations_where_the_archive_has_none(world, run, capsys, tmp_path):
