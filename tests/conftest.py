@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+from numpy.lib import NumpyVersion
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED = Path(__file__).parent / "kernels" / "contracts"
@@ -19,12 +20,10 @@ hypothesis.settings.load_profile("unhurried")
 
 def why_not_interpreted() -> str:
     """Why kernels cannot be interpreted here, nothing if they can."""
-    try:
-        int(np.zeros(1))
-    except TypeError:  # NumPy 2.4 and later, which Triton's interpreter minds since 3.7
-        if [int(part) for part in triton.__version__.split(".")[:2]] < [3, 7]:
-            return f"the interpreter of Triton {triton.__version__} cannot read numbers of NumPy {np.__version__}"
-    return ""
+    # Since NumPy 2.4 an array of one element is no number; Triton's interpreter minds that since 3.7.
+    if NumpyVersion(np.__version__) < "2.4.0" or [int(part) for part in triton.__version__.split(".")[:2]] >= [3, 7]:
+        return ""
+    return f"the interpreter of Triton {triton.__version__} cannot read numbers of NumPy {np.__version__}"
 
 
 def pytest_collection_modifyitems(items):
