@@ -15,6 +15,9 @@ CORE = [
     "tqdm>=4.66,<5",  # progress of long work
     "matplotlib>=3.10.8,<4",  # the loss curve and the timelines of demo, train and plot
 ]
+CPU = [
+    "numba>=0.61",  # match, assign and nms on a CPU as compiled loops: several times NumPy's rate, the same results
+]
 VIDEO = [
     "av>=18.0,<20",  # decoding of video: wheels with FFmpeg inside, whose holes SECURITY.md lists
 ]
@@ -76,6 +79,7 @@ setup(
     },
     install_requires=CORE,
     extras_require={
+        "cpu": CPU,
         "video": VIDEO,
         "parquet": PARQUET,
         "ray": RAY,

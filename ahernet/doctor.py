@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from ahernet_kernels._cpu_form import numba_loops
 from ahernet_kernels.self_test import self_test
 
 import ahernet
@@ -19,7 +20,7 @@ from ahernet.device import launches_on
 from ahernet.errors import UserError
 
 NEEDED = ("torch", "triton", "numpy", "h5py", "einops", "safetensors", "jsonargparse", "tqdm", "matplotlib")
-OPTIONAL = ("av", "pyarrow", "ray")
+OPTIONAL = ("numba", "av", "pyarrow", "ray")
 DETECTION_SUFFIXES = (".json", ".csv", ".gz", ".parquet")
 
 
@@ -55,7 +56,8 @@ def examine(paths: Sequence[Path] = ()) -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    yield Check("CPU", True, f"{torch.get_num_threads()} threads of torch")
+    form = "loops that numba compiled" if numba_loops() else "NumPy"
+    yield Check("CPU", True, f"{torch.get_num_threads()} threads of torch; match, assign and nms are {form}")
     yield from _ops(torch.device("cpu"))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)

@@ -10,10 +10,20 @@ import pytest
 
 from bench import cases
 from bench.contest import Contest
+from bench.own_ways import absent_ways, own_ways
 from bench.peers import NO_COMPILER, NO_NUMBA, assignment, numba_loops
+from bench.records import OWN, OWN_WITH_NUMBA
 
 CASES = {"small": (4, 5), "design": (256, 25)}  # videos, most ground truths of one
-WAYS = ("ahernet", "C++", "numba, then torch", "torch broadcast", "torch, video by video", "numpy, truth by truth")
+WAYS = (
+    OWN,
+    OWN_WITH_NUMBA,
+    "C++",
+    "numba, then torch",
+    "torch broadcast",
+    "torch, video by video",
+    "numpy, truth by truth",
+)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -27,14 +37,18 @@ def contest(request, compiled):
 
     numba = numba_loops()
     ways = {
-        "ahernet": functools.partial(kernels.assign, anchors, gt_segments, gt_labels, gt_offsets),
+        **own_ways(kernels.assign, anchors, gt_segments, gt_labels, gt_offsets),
         "C++": compiled and functools.partial(compiled.assign, anchors, gt_segments, gt_labels, gt_offsets),
         "numba, then torch": numba and functools.partial(after, numba.match),
         "torch broadcast": functools.partial(after, assignment.match_broadcast, most),
         "torch, video by video": functools.partial(after, assignment.match_torch_loop),
         "numpy, truth by truth": functools.partial(after, assignment.match_numpy_loop),
     }
-    absent = {**({} if compiled else {"C++": NO_COMPILER}), **({} if numba else {"numba, then torch": NO_NUMBA})}
+    absent = {
+        **absent_ways(),
+        **({} if compiled else {"C++": NO_COMPILER}),
+        **({} if numba else {"numba, then torch": NO_NUMBA}),
+    }
     ways = {name: way for name, way in ways.items() if name not in absent}
     sizes = {"videos": videos, "anchors": cases.ANCHORS, "most_ground_truths": most}
     return Contest(f"assign, {request.param}", sizes, ways, absent=absent)

@@ -10,10 +10,12 @@ import torch
 
 from bench.contest import Contest
 from bench.localization import Localization
+from bench.own_ways import absent_ways, own_ways
+from bench.records import OWN, OWN_WITH_NUMBA
 
 CASES = {"small": (1, 1 / 64), "design": (8, 1 / 32)}  # videos, share of the network's channels
 CLASSES, MEAN_ROWS = 200, 440
-WAYS = ("ahernet", "torch, peers' forms")
+WAYS = (OWN, OWN_WITH_NUMBA, "torch, peers' forms")
 
 
 def nearly_all(actual, expected):
@@ -27,10 +29,9 @@ def nearly_all(actual, expected):
 def contest(request):
     videos, width = CASES[request.param]
     made = Localization("cpu", videos, CLASSES, width, MEAN_ROWS, precision="float32")
-    ways = {"ahernet": made.call, "torch, peers' forms": made.peer}
-    ways = {name: functools.partial(way, *made.arguments) for name, way in ways.items()}
+    ways = own_ways(made.call, *made.arguments) | {"torch, peers' forms": functools.partial(made.peer, *made.arguments)}
     sizes = {"videos": videos, "classes": CLASSES, "width": width, "dimension": made.model.feature_dimension}
-    return Contest(f"localize, {request.param}", sizes, ways, check=nearly_all)
+    return Contest(f"localize, {request.param}", sizes, ways, check=nearly_all, absent=absent_ways())
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -21,10 +21,12 @@ from ahernet.inference.localize import localize
 from bench import cases
 from bench.contest import Contest
 from bench.localization import Localization
+from bench.own_ways import absent_ways, own_ways
+from bench.records import OWN, OWN_WITH_NUMBA
 
 CASES = {"small": (2, 1 / 64), "design": (32, 1 / 32)}  # videos, share of the network's channels
 CLASSES, MEAN_ROWS, SECONDS = 200, 440, 120.0
-WAYS = ("ahernet", "folder of .npy, peers' forms")
+WAYS = (OWN, OWN_WITH_NUMBA, "folder of .npy, peers' forms")
 
 
 def nearly_all(actual, expected):
@@ -62,11 +64,11 @@ def contest(request, tmp_path_factory):
     checkpoint = Checkpoint(Config(model=made.model), names, (), made.network, folder)
     with open_archive(folder / "a.h5") as archive:
         ways = {
-            "ahernet": functools.partial(from_archive, archive, checkpoint, made.config),
+            **own_ways(from_archive, archive, checkpoint, made.config),
             "folder of .npy, peers' forms": functools.partial(from_folder, folder, made),
         }
         sizes = {"videos": videos, "classes": CLASSES, "width": width, "dimension": made.model.feature_dimension}
-        yield Contest(f"localize, archive, {request.param}", sizes, ways, nearly_all, clock=time.perf_counter)
+        yield Contest(f"localize, archive, {request.param}", sizes, ways, nearly_all, absent_ways(), time.perf_counter)
 
 
 @pytest.mark.parametrize("way", WAYS)

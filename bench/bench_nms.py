@@ -14,7 +14,9 @@ import pytest
 
 from bench import cases
 from bench.contest import Contest
+from bench.own_ways import absent_ways, own_ways
 from bench.peers import NO_COMPILER, NO_NUMBA, numba_loops, suppression
+from bench.records import OWN, OWN_WITH_NUMBA
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ CASES = {
     "20,000, tiou 0.5": Case(1, 20_000, 0.5, 20_000),
 }
 IN_CPP = ("C++ windowed", "C++ greedy", "per class, C++")
-WAYS = ("ahernet", *IN_CPP, "numba windowed", "numpy loop", "torch matrix")
+WAYS = (OWN, OWN_WITH_NUMBA, *IN_CPP, "numba windowed", "numpy loop", "torch matrix")
 TOO_LARGE = {"torch matrix": "the matrix of all pairs would take gigabytes"}
 ONE_CLASS = {"per class, C++": "there are no classes"}
 
@@ -53,7 +55,7 @@ def contest(request, compiled):
     arguments = (segments, scores, labels if case.class_aware else None, case.threshold, case.outputs)
     numba = numba_loops()
     ways = {
-        "ahernet": functools.partial(kernels.nms, *arguments),
+        **own_ways(kernels.nms, *arguments),
         "C++ windowed": compiled and functools.partial(compiled.windowed_nms, *arguments),
         "C++ greedy": compiled and functools.partial(compiled.nms, *arguments),
         "per class, C++": compiled and functools.partial(suppression.per_class, compiled.nms_one, *arguments),
@@ -62,6 +64,7 @@ def contest(request, compiled):
         "torch matrix": functools.partial(suppression.torch_matrix, *arguments),
     }
     absent = {
+        **absent_ways(),
         **({} if compiled else dict.fromkeys(IN_CPP, NO_COMPILER)),
         **({} if numba else {"numba windowed": NO_NUMBA}),
         **({} if case.class_aware else ONE_CLASS),

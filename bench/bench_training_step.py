@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from bench.contest import Contest
+from bench.own_ways import absent_ways, own_ways
+from bench.records import OWN, OWN_WITH_NUMBA
 from bench.training import Training
 
 CASES = {"small": (2, 1 / 64), "design": (16, 1 / 32)}  # videos, share of the network's channels
 CLASSES, MEAN_ROWS = 200, 440
-WAYS = ("ahernet", "torch, video by video")
+WAYS = (OWN, OWN_WITH_NUMBA, "torch, video by video")
 
 
 def same_losses(actual, expected):
@@ -26,9 +28,9 @@ def contest(request):
     made = Training("cpu", videos, CLASSES, width, MEAN_ROWS, precision="float32")
     ways = {"ahernet": made.call, "torch, video by video": made.peer}
     same_losses(*(made.with_gradients(way)(made.batch) for way in ways.values()))
-    ways = {name: functools.partial(way, made.batch) for name, way in ways.items()}
+    ways = own_ways(made.call, made.batch) | {"torch, video by video": functools.partial(made.peer, made.batch)}
     sizes = {"videos": videos, "classes": CLASSES, "width": width}
-    return Contest(f"training step, {request.param}", sizes, ways, check=same_losses)
+    return Contest(f"training step, {request.param}", sizes, ways, check=same_losses, absent=absent_ways())
 
 
 @pytest.mark.parametrize("way", WAYS)

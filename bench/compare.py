@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records import NOT_BEGUN, NOT_MADE, OWN, Name, Recorded, Timing, read
+from bench.records import NOT_BEGUN, NOT_MADE, OWN, OWN_WITH_NUMBA, Name, Recorded, Timing, read
 
 Key = tuple[str, str, str]  # op, case, way
 
@@ -55,7 +55,7 @@ def rows_of(before: Recorded, after: Recorded, peers: bool) -> list[Row]:
 
 def is_own(way: str) -> bool:
     """Whether a way, or a part of one, is the project's."""
-    return way == OWN or way.startswith("part: ")
+    return way in (OWN, OWN_WITH_NUMBA) or way.startswith("part: ")
 
 
 def newly_failed(before: Recorded, after: Recorded) -> list[Key]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OWN = "ahernet"
+OWN = "ahernet"  # on a CPU, as a plain installation runs it
+OWN_WITH_NUMBA = "ahernet[cpu]"
 MODES = ("cold", "hot", "eager")
 NOT_MADE, NOT_BEGUN = "making its arguments", "not begun"  # cases of entries that stand for a group of lines
 

@@ -3,12 +3,13 @@
     python -m tests.kernel_campaign --cases 1000000
     python -m tests.kernel_campaign --only nms assign --seed 7
 
-runs on a CPU; with TRITON_INTERPRET=1 in the environment it runs the Triton kernels in their interpreter instead (try
-`--cases 200`). A case is one independent piece of work of an op, such as a video with its candidates; what it is for
-each op is printed with `--list`. A call has a thousand cases or two (a dozen in the interpreter): ties, exact
-thresholds, tiny, huge, negative and inverted segments, and what is not a number, which must stay in its own case.
-Results are compared with references that are written anew over arrays of cases, and are held to slow ones in the test-
-suite: bit for bit where the contract is exact, else within a bound on the rounding of fp32.
+runs on a CPU, with `--numba` the loops that numba compiles instead of NumPy's forms; with TRITON_INTERPRET=1 in the
+environment it runs the Triton kernels in their interpreter (try `--cases 200`). A case is one independent piece of work
+of an op, such as a video with its candidates; what it is for each op is printed with `--list`. A call has a thousand
+cases or two (a dozen in the interpreter): ties, exact thresholds, tiny, huge, negative and inverted segments, and what
+is not a number, which must stay in its own case. Results are compared with references that are written anew over arrays
+of cases, and are held to slow ones in the test-suite: bit for bit where the contract is exact, else within a bound on
+the rounding of fp32.
 
 Call k has the seed S + k, so that one call is done again by `--only OP --seed S+k --cases N` with the N that is
 printed. Prints a line for each op: cases, calls, seconds, cases that differ. Ends with exit code 1 at the first call
@@ -85,13 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=1_000_000, help="of every op, at least (default: 1,000,000)")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), help="these ops (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the first call of every op (default: 0)")
+    parser.add_argument("--numba", action="store_true", help="the loops that numba compiles, of match, assign and nms")
     parser.add_argument("--list", action="store_true", help="say what a case of each op is, and end")
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(f"{name:20}{CHECKS[name].case}" for name in options.only))
         return 0
     torch.set_num_threads(1)
-    ops = interpreter() if INTERPRETED else registered("cpu")
+    ops = interpreter() if INTERPRETED else registered("numba" if options.numba else "cpu")
     well = [hold(name, ops, options.cases, options.seed) for name in options.only]
     print(f"{len(well)} ops by {ops.name}, {well.count(False)} not as their contracts say")
     return 0 if all(well) else 1

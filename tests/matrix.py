@@ -1,7 +1,8 @@
 """Run the tests with each Python, PyTorch and NumPy at the ends of what setup.py declares: `python tests/matrix.py`.
 
-A cell is a virtual environment of its own, made anew. That with the lowest PyTorch and NumPy has the lowest release of
-each other package, too, that setup.py allows. One whose packages cannot be installed here is reported as such.
+A cell is a virtual environment of its own, made anew. Those with the lowest NumPy have numba, which follows NumPy's
+releases some months later, the others not. That with the lowest PyTorch, too, has the lowest release of each other
+package that setup.py allows. One whose packages cannot be installed here is reported as such.
 `--list` shows the cells, `--only 3.11` those whose name holds the text; further arguments go to pytest. Continuous
 integration runs one cell, that of `constraints.txt`. PyTorch is a download of gigabytes where there is no CPU build.
 """
@@ -31,6 +32,7 @@ class Cell:
     numpy: str
     others: tuple[str, ...] = ()
     """What else pip may not go beyond."""
+    extras: str = "test"
 
     @property
     def name(self) -> str:
@@ -55,8 +57,9 @@ def cells() -> list[Cell]:
         ends.append([end.format(low=found[1], high=found[2]) for end in ENDS.values()])
     found = []
     for python, torch, numpy in itertools.product(PYTHONS, *ends):
+        extras = "cpu,test" if numpy == ends[1][0] else "test"
         is_lowest = (torch, numpy) == (ends[0][0], ends[1][0])
-        found.append(Cell(python, torch, numpy, tuple(lowest) if is_lowest else ()))
+        found.append(Cell(python, torch, numpy, tuple(lowest) if is_lowest else (), extras))
     return found
 
 
@@ -68,7 +71,7 @@ def run(cell: Cell, arguments: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         own, constraints = Path(folder) / "bin" / "python", Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(cell.others), encoding="utf-8")
-        wanted = [f"torch{cell.torch}", f"numpy{cell.numpy}", "-e", f"{ROOT}[test]"]
+        wanted = [f"torch{cell.torch}", f"numpy{cell.numpy}", "-e", f"{ROOT}[{cell.extras}]"]
         steps = (
             [python, "-m", "venv", folder],
             [str(own), "-m", "pip", "install", "--quiet", "-c", str(constraints), *wanted],

@@ -94,7 +94,7 @@ def requirements():
     """What setup.py asks for to run with, by name."""
     setup = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     lists = {node.targets[0].id: node.value.elts for node in setup.body if isinstance(node, ast.Assign)}
-    runtime = ("CORE", "VIDEO", "PARQUET", "RAY", "FIGURES")
+    runtime = ("CORE", "CPU", "VIDEO", "PARQUET", "RAY", "FIGURES")
     found = [Requirement(item.value) for name in runtime for item in lists[name] if isinstance(item, ast.Constant)]
     return {requirement.name: requirement.specifier for requirement in found}
 

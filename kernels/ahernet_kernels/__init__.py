@@ -1,8 +1,9 @@
 """Temporal action localization kernels: decoding, matching, assignment, suppression and resampling.
 
 Every op takes torch tensors and runs on the device they are on: as a Triton kernel on CUDA and ROCm devices, as a
-vectorised NumPy or PyTorch form on a CPU. Nothing here knows of the model that
-uses it. As Triton does, an op launches on the current device: with several GPUs, make that of the tensors current.
+vectorised NumPy or PyTorch form on a CPU, where `match`, `assign` and `nms` are compiled loops if numba is installed.
+Nothing here knows of the model that uses it. As Triton does, an op launches on the current device: with several GPUs,
+make that of the tensors current.
 """
 
 from ahernet_kernels.assign import BACKGROUND, FOREGROUND, IGNORED, Assignment, assign

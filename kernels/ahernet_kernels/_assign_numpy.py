@@ -1,15 +1,41 @@
-"""What `assign` needs on a CPU beyond `match`: kinds by threshold, and the best anchor of each ground truth."""
+"""`assign` on a CPU: `match`, then kinds by threshold, and the best anchor of each ground truth."""
 
 import numpy as np
 import numpy.typing as npt
 
-from ahernet_kernels._tiou import Floats, finite_segments_numpy, intersection_and_union_numpy, unclamped_tiou_numpy
-from ahernet_kernels.match import CPU_BLOCK_ELEMENTS, anchors_as_segments_numpy
+from ahernet_kernels._tiou import (
+    Floats,
+    anchors_as_segments_numpy,
+    finite_segments_numpy,
+    intersection_and_union_numpy,
+    unclamped_tiou_numpy,
+)
+from ahernet_kernels.match import CPU_BLOCK_ELEMENTS, match_numpy
 
 Integers = npt.NDArray[np.int64]
 
 
-def kinds(
+def assign_numpy(
+    anchors: Floats,
+    gt_segments: Floats,
+    gt_labels: Integers,
+    gt_offsets: Integers,
+    foreground_threshold: np.float32,
+    background_threshold: np.float32,
+    force_match: bool,
+) -> tuple[Integers, Integers, Floats, Floats]:
+    """`assign` of checked arguments."""
+    index, tiou = match_numpy(anchors, gt_segments, gt_offsets)
+    kind = _kinds(anchors, gt_segments, index, foreground_threshold, background_threshold)
+    if force_match and index.size:
+        kind[_force_matches(anchors, gt_segments, gt_offsets, index, tiou)] = 1
+    # One more row stands for "nothing overlaps": index -1 finds it. A pair of numbers moves as one complex number.
+    labels = np.append(gt_labels, -1).take(index)
+    truths = np.append(np.stack(finite_segments_numpy(gt_segments), axis=-1).view(np.complex64), np.complex64(0))
+    return kind, labels, truths.take(index).view(np.float32).reshape(*index.shape, 2), tiou
+
+
+def _kinds(
     anchors: Floats,
     gt_segments: Floats,
     index: Integers,
@@ -31,7 +57,7 @@ def kinds(
     return kind
 
 
-def force_matches(
+def _force_matches(
     anchors: Floats,
     gt_segments: Floats,
     gt_offsets: Integers,

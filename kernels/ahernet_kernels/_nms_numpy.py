@@ -69,7 +69,8 @@ def nms_numpy(
 ) -> tuple[Integers, Integers]:
     """`nms` on a CPU: segments (B, N, 2), scores (B, N), labels (B, N) -> index (B, max_output), count (B,)."""
     problems = len(scores)
-    order, counts = _rank(segments, scores, min_score)
+    eligible = is_candidate(segments, scores, min_score)
+    order, counts = rank_order(scores, eligible), eligible.sum(axis=1)
     problem = np.repeat(np.arange(problems), counts)
     rank = np.arange(len(problem)) - np.repeat(np.cumsum(counts) - counts, counts)
     source = order.ravel().take(problem * scores.shape[1] + rank)
@@ -113,16 +114,20 @@ def nms_numpy(
     return index, np.minimum(kept_counts, max_output)
 
 
-def _rank(segments: Floats, scores: Floats, min_score: float) -> tuple[Integers, Integers]:
-    """Positions (B, N) of each problem's candidates in rank order, others behind; and how many there are (B,)."""
-    eligible = (scores > np.float32(min_score)) & np.isfinite(segments[..., 0]) & np.isfinite(segments[..., 1])
-    descending = ~_ordered_bits(scores).astype(np.int64) << 32
+def is_candidate(segments: Floats, scores: Floats, min_score: float) -> Booleans:
+    """Which (B, N) are above the minimum and finite."""
+    return (scores > np.float32(min_score)) & np.isfinite(segments[..., 0]) & np.isfinite(segments[..., 1])
+
+
+def rank_order(scores: Floats, eligible: Booleans) -> Integers:
+    """Positions (B, N) of each problem's eligible ones in rank order, then as many numbers that mean nothing."""
+    descending = ~ordered_bits(scores).astype(np.int64) << 32
     key = np.where(eligible, descending | np.arange(scores.shape[1]), NOT_A_CANDIDATE)
     key.sort(axis=1)
-    return key & 0xFFFFFFFF, eligible.sum(axis=1)
+    return key & 0xFFFFFFFF
 
 
-def _ordered_bits(values: Floats) -> npt.NDArray[np.int32]:
+def ordered_bits(values: Floats) -> npt.NDArray[np.int32]:
     """int32 that order as the values do; -0.0 equals 0.0."""
     bits = (values + np.float32(0)).view(np.int32)
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
@@ -141,19 +146,19 @@ def dense_groups(problem: Integers, labels: npt.NDArray[np.int32]) -> Integers:
 
 def _key(group: Integers, start: Floats) -> Integers:
     """Numbers that order by group, then start."""
-    return (group << 32) + _ordered_bits(start)
+    return (group << 32) + ordered_bits(start)
 
 
-def _sorted(key: Integers) -> tuple[Integers, Integers]:
-    """The keys in order, and where each one was."""
-    bits = len(key).bit_length()
-    if len(key) and -(1 << (63 - bits)) <= key.min() and key.max() < 1 << (63 - bits):
+def sorted_keys(key: Integers) -> tuple[Integers, Integers]:
+    """The keys in order, along the last axis, and where each one was."""
+    bits = key.shape[-1].bit_length()
+    if key.size and -(1 << (63 - bits)) <= key.min() and key.max() < 1 << (63 - bits):
         # numpy sorts numbers several times faster than it sorts places by numbers.
-        key = (key << bits) | np.arange(len(key))
+        key = (key << bits) | np.arange(key.shape[-1])
         key.sort()
         return key >> bits, key & ((1 << bits) - 1)
     by_key = np.argsort(key)
-    return key.take(by_key), by_key
+    return np.take_along_axis(key, by_key, axis=-1), by_key
 
 
 def _reach(candidates: Candidates, share: np.float32) -> Floats:
@@ -192,7 +197,7 @@ def _pairs(first: Integers, last: Integers) -> Iterator[tuple[Integers, Integers
 def _neighbours(candidates: Candidates, threshold: np.float32) -> Neighbours:
     """Who is in reach of whom."""
     with np.errstate(over="ignore", invalid="ignore"):
-        key, by_start = _sorted(_key(candidates.group, candidates.start))
+        key, by_start = sorted_keys(_key(candidates.group, candidates.start))
         ordered = candidates.take(by_start)
         furthest = _key(ordered.group, ordered.start + _reach(ordered, 1 - threshold))
         near = np.flatnonzero(key[1:] <= furthest[:-1])  # those with anyone in reach: often few
@@ -230,7 +235,7 @@ def _suppressed_by(kept: Candidates, rest: Candidates, threshold: np.float32) ->
     if not len(kept) or not len(rest):
         return suppressed
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        key, by_start = _sorted(_key(kept.group, kept.start))
+        key, by_start = sorted_keys(_key(kept.group, kept.start))
         kept = kept.take(by_start)
         # At a low threshold the longest of the earlier ones is the tighter bound. Both may be many lengths, whose own
         # rounding is more than the margin. At threshold 0 the first is NaN for what has no length.

@@ -57,6 +57,14 @@ def finite_segments_numpy(segments: Floats) -> tuple[Floats, Floats]:
     return np.where(finite, start, np.float32(0)), np.where(finite, end, np.float32(0))
 
 
+def anchors_as_segments_numpy(anchors: Floats) -> tuple[Floats, Floats]:
+    """Starts and ends of `(A, 2)` anchors given as centre and width; non-finite ones become (0, 0)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        half_width = anchors[:, 1] * np.float32(0.5)
+        segments = np.stack([anchors[:, 0] - half_width, anchors[:, 0] + half_width], axis=-1)
+    return finite_segments_numpy(segments)
+
+
 def intersection_and_union_numpy(
     start_a: Floats, end_a: Floats, start_b: Floats, end_b: Floats
 ) -> tuple[Floats, Floats]:

@@ -9,17 +9,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from ahernet_kernels._arguments import FLOATS, INTEGERS, check_fraction, check_offsets, check_tensor
-from ahernet_kernels._assign_numpy import force_matches, kinds
-from ahernet_kernels._tiou import (
-    finite_segments_numpy,
-    intersection_and_union,
-    load_anchor_as_segment,
-    load_segment,
-    tiou_of,
+from ahernet_kernels import _cpu_form
+from ahernet_kernels._arguments import (
+    FLOATS,
+    INTEGERS,
+    check_fraction,
+    check_offset_values,
+    check_offsets,
+    check_tensor,
 )
+from ahernet_kernels._assign_numpy import assign_numpy
+from ahernet_kernels._tiou import intersection_and_union, load_anchor_as_segment, load_segment, tiou_of
 from ahernet_kernels._tuning import launch_settings
-from ahernet_kernels.match import closest_ground_truth, match_numpy
+from ahernet_kernels.match import closest_ground_truth
 
 FOREGROUND = 1
 BACKGROUND = 0
@@ -166,16 +168,18 @@ def _assign_cpu(
     background_threshold: float,
     force_match: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    anchors_array, gt_array = anchors.float().numpy(), gt_segments.float().numpy()
-    offsets_array, labels_array = gt_offsets.numpy(), gt_labels.numpy()
-    index, tiou = match_numpy(anchors_array, gt_array, offsets_array)
-    kind = kinds(anchors_array, gt_array, index, np.float32(foreground_threshold), np.float32(background_threshold))
-    if force_match and index.size:
-        kind[force_matches(anchors_array, gt_array, offsets_array, index, tiou)] = FOREGROUND
-    labels = np.append(labels_array, -1).take(index)
-    # One more row stands for "nothing overlaps": index -1 finds it. A pair of numbers moves as one complex number.
-    truths = np.append(np.stack(finite_segments_numpy(gt_array), axis=-1).view(np.complex64), np.complex64(0))
-    targets = truths.take(index).view(np.float32).reshape(*index.shape, 2)
+    check_offset_values("gt_offsets", gt_offsets.numpy(), len(gt_segments))
+    loops = _cpu_form.numba_loops()
+    form = loops.assign_loops if loops else assign_numpy
+    kind, labels, targets, tiou = form(
+        anchors.float().numpy(),
+        gt_segments.float().numpy(),
+        gt_labels.numpy(),
+        gt_offsets.numpy(),
+        np.float32(foreground_threshold),
+        np.float32(background_threshold),
+        force_match,
+    )
     return torch.from_numpy(kind), torch.from_numpy(labels), torch.from_numpy(targets), torch.from_numpy(tiou)
 
 

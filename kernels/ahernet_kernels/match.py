@@ -1,7 +1,7 @@
 """For each anchor the closest of its video's ragged ground truths: row and temporal IoU.
 
 The `B x A x G` table is never in memory: on a GPU one program walks over a video's ground truths with a tile of
-anchors in registers; on a CPU videos with a similar number of ground truths are worked on in cache-sized blocks.
+anchors in registers; on a CPU a loop does, or NumPy in cache-sized blocks of videos with a similar number of them.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
+from ahernet_kernels import _cpu_form
 from ahernet_kernels._arguments import FLOATS, check_offset_values, check_offsets, check_tensor
 from ahernet_kernels._tiou import (
     Floats,
+    anchors_as_segments_numpy,
     finite_segments_numpy,
     intersection_and_union,
     load_anchor_as_segment,
@@ -72,19 +74,10 @@ def match_launch(kernel: Any, anchors: Tensor, gt_segments: Tensor, gt_offsets: 
     return index, tiou
 
 
-def anchors_as_segments_numpy(anchors: Floats) -> tuple[Floats, Floats]:
-    """Starts and ends of `(A, 2)` anchors given as centre and width; non-finite ones become (0, 0)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        half_width = anchors[:, 1] * np.float32(0.5)
-        segments = np.stack([anchors[:, 0] - half_width, anchors[:, 0] + half_width], axis=-1)
-    return finite_segments_numpy(segments)
-
-
 def match_numpy(
     anchors: Floats, gt_segments: Floats, gt_offsets: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """`match` on a CPU."""
-    check_offset_values("gt_offsets", gt_offsets, len(gt_segments))
+    """`match` of checked arguments."""
     start, end = anchors_as_segments_numpy(anchors)
     gt_start, gt_end = finite_segments_numpy(gt_segments)
     index = np.full((len(gt_offsets) - 1, len(anchors)), -1, np.int64)
@@ -117,7 +110,10 @@ def _blocks_of_similar_videos(
 
 @custom_op("ahernet_kernels::match_cpu", mutates_args=(), device_types="cpu")
 def _match_cpu(anchors: Tensor, gt_segments: Tensor, gt_offsets: Tensor) -> tuple[Tensor, Tensor]:
-    index, tiou = match_numpy(anchors.float().numpy(), gt_segments.float().numpy(), gt_offsets.numpy())
+    check_offset_values("gt_offsets", gt_offsets.numpy(), len(gt_segments))
+    loops = _cpu_form.numba_loops()
+    form = loops.match_loops if loops else match_numpy
+    index, tiou = form(anchors.float().numpy(), gt_segments.float().numpy(), gt_offsets.numpy())
     return torch.from_numpy(index), torch.from_numpy(tiou)
 
 

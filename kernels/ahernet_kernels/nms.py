@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
+from ahernet_kernels import _cpu_form
 from ahernet_kernels._arguments import FLOATS, INTEGERS, check_count, check_fraction, check_tensor
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._nms_numpy import nms_numpy
@@ -163,7 +164,9 @@ def _nms_cpu(
     max_output: int,
     min_score: float,
 ) -> tuple[Tensor, Tensor]:
-    index, count = nms_numpy(
+    loops = _cpu_form.numba_loops()
+    form = loops.nms_loops if loops else nms_numpy
+    index, count = form(
         segments.float().numpy(),
         scores.float().numpy(),
         None if labels is None else labels.to(torch.int32).numpy(),

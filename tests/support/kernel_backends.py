@@ -1,9 +1,10 @@
-"""The ways to run an op: as registered, on one device; or its kernels alone, in Triton's interpreter.
+"""The ways to run an op: as registered, on one device, on a CPU with or without numba; or its kernels interpreted.
 
 `TRITON_INTERPRET` is read when a kernel is defined, so the interpreter has a process of its own. Every backend has
 the public functions under their names; the interpreter's go through the same launchers as the registered ops do.
 """
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from ahernet_kernels._classification_gradients import (
     gradients_launch,
     weight_gradient_kernel,
 )
+from ahernet_kernels._cpu_form import without_numba
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._labelled_cells import labelled_cells, labelled_cells_kernel, labelled_cells_launch
 from ahernet_kernels._packed import unpacked
@@ -172,13 +174,16 @@ def interpreter() -> SimpleNamespace:
     )
 
 
-def registered(device: str) -> SimpleNamespace:
-    """The public ops on `device`, taking and returning CPU tensors."""
+def registered(name: str) -> SimpleNamespace:
+    """The public ops, taking and returning CPU tensors: on a device, or "numba" for a CPU's compiled loops."""
+    device = "cpu" if name == "numba" else name
 
     def on_device(op):
         def run(*arguments, **settings):
             moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, (arguments, settings))
-            return tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, op(*moved[0], **moved[1]))
+            with without_numba() if name == "cpu" else contextlib.nullcontext():
+                results = op(*moved[0], **moved[1])
+            return tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, results)
 
         return run
 
@@ -215,4 +220,4 @@ def registered(device: str) -> SimpleNamespace:
         "resample_backward": on_device(resample_backward),
         "stretch_backward": on_device(torch.ops.ahernet_kernels.stretch_backward),
     }
-    return SimpleNamespace(name=device, **ops, **extra)
+    return SimpleNamespace(name=name, **ops, **extra)

@@ -6,6 +6,7 @@ import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["interpreter"] if INTERPRETING else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+COMPILED_BY_NUMBA = ("test_assign", "test_match", "test_nms", "test_edges_of_tiles_and_blocks")
 PADDING = 64
 INTEGER_POISON = -77
 
@@ -15,10 +16,19 @@ hypothesis.settings.register_profile("interpreter", max_examples=12, derandomize
 hypothesis.settings.load_profile("interpreter" if INTERPRETING else "registered")
 
 
-@pytest.fixture(params=BACKENDS, scope="session")
+def pytest_generate_tests(metafunc):
+    if "ops" in metafunc.fixturenames:
+        numba = ["numba"] if not INTERPRETING and metafunc.module.__name__.endswith(COMPILED_BY_NUMBA) else []
+        metafunc.parametrize("ops", [*BACKENDS, *numba], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def ops(request):
+    from ahernet_kernels._cpu_form import numba_loops
     from kernel_backends import interpreter, registered
 
+    if request.param == "numba" and numba_loops() is None:
+        pytest.skip("needs numba")
     return interpreter() if request.param == "interpreter" else registered(request.param)
 
 
