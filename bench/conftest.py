@@ -1,6 +1,7 @@
 """What every bench shares: one thread, ways that take turns, and what a recorded run says of itself."""
 
 import importlib.metadata
+import importlib.util
 import itertools
 import platform
 import tempfile
@@ -12,7 +13,7 @@ import torch
 
 from bench.peers.compiled import Compiled, has_compiler
 
-PACKAGES = ("torch", "numpy", "pytest-benchmark")
+PACKAGES = ("torch", "numpy", "pytest-benchmark", *(["numba"] if importlib.util.find_spec("numba") else []))
 KEPT_FIELDS = ("group", "name", "fullname", "params", "param", "extra_info")
 KEPT_STATISTICS = ("min", "max", "mean", "stddev", "median", "iqr", "outliers", "ops", "rounds", "iterations")
 KEPT_COMMIT = ("id", "time", "dirty")
