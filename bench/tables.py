@@ -20,7 +20,7 @@ def table(record: Record) -> str:
 def cpu_table(record: Record) -> str:
     """One row a way: median and 20 % to 80 % quantiles in milliseconds, and how many times ours it takes."""
     machine = record["machine_info"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numpy"))
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numpy", "numba") if name in machine)
     rows = [
         f"{record['datetime'][:10]}, {machine['processor']}, {machine['threads']} thread, {versions}, "
         f"{_commit(record['commit_info'])}.",
