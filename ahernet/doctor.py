@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from ahernet_kernels._cpu_form import numba_loops
+from ahernet_kernels._cpu_form import why_without_loops
 from ahernet_kernels.self_test import self_test
 
 import ahernet
@@ -56,8 +56,11 @@ def examine(paths: Sequence[Path] = ()) -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    form = "loops that numba compiled" if numba_loops() else "NumPy"
-    yield Check("CPU", True, f"{torch.get_num_threads()} threads of torch; match, assign and nms are {form}")
+    yield Check("CPU", True, f"{torch.get_num_threads()} threads of torch")
+    if _version("numba") is not None:
+        problem = why_without_loops()
+        found = f"NumPy's, for numba cannot be imported: {problem}" if problem else "loops that numba compiles"
+        yield Check("match, assign, nms", not problem, found)
     yield from _ops(torch.device("cpu"))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)

@@ -104,7 +104,7 @@ def _cpu(record: dict[str, Any]) -> Recorded:
         values = (statistics[name] for name in ("median", "q20", "q80"))
         timings[Name(op, case, _way(entry, op), "cpu")] = Timing(*values, entry.get("name"))
     machine = record["machine_info"]
-    versions = {name: str(machine.get(name)) for name in ("python", "numpy", "torch")}
+    versions = {name: str(machine.get(name)) for name in ("python", "numpy", "torch", "numba")}
     device = f"{machine['processor']}, threads: {machine['threads']}"
     return Recorded("cpu", device, versions, timings, {}, {}, _asked(record))
 

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from ahernet_kernels._cpu_form import why_without_loops
 
 from ahernet.progress import ProgressBar
 
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{name:20}{CHECKS[name].case}" for name in options.only))
         return 0
+    if options.numba and (problem := why_without_loops()):
+        parser.error(f"--numba: {problem}")
     torch.set_num_threads(1)
     ops = interpreter() if INTERPRETED else registered("numba" if options.numba else "cpu")
     well = [hold(name, ops, options.cases, options.seed) for name in options.only]

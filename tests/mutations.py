@@ -12,6 +12,7 @@ mutants that compute the same.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -141,6 +142,7 @@ MUTANTS = [
         ("np.minimum(first + np.arange(most), last - 1)", "(first + np.arange(most)).clip(max=len(gt_segments) - 1)"),
         ("np.minimum(first + np.arange(most), last - 1)", "np.minimum(first + np.arange(most), last - 2)"),
         ("np.fmax.reduce(pairs, axis=1, initial=0)", "np.maximum.reduce(pairs, axis=1, initial=0)"),
+        ("best + 0  # never -0.0", "best"),
         ("counts[order] > 0", "counts[order] > 1"),
         ("order = order[size:]", "order = order[size + 1 :]"),
         ("yield order[:size], most", "yield order[: size - 1], most"),
@@ -153,7 +155,6 @@ MUTANTS = [
     # match, assign and nms on a CPU with numba
     *mutants_of(
         "loops", False, "_loops.py",
-        ("settings = {\"error_model\": \"numpy\",", "settings = {\"error_model\": \"python\","),
         ("ZERO)\n    return intersection, max", "ONE)\n    return intersection, max"),
         ("    index[:] = -1\n    tiou", "    tiou"),
         ("    tiou[:] = 0\n", ""),
@@ -192,6 +193,7 @@ MUTANTS = [
         ("(length * ahead + margin)", "(length * ahead * np.float32(0.9) + margin)"),
         ("longest if longest < reach else reach", "ZERO if longest < reach else reach"),
         ("reach * (ONE + MARGIN)", "reach * np.float32(0.9)"),
+        ("if length <= ZERO or ahead <= ZERO:", "if True:"),
         ("for other in range(at + 1, count):", "for other in range(at + 2, count):"),
         ("for other in range(at - 1, -1, -1):", "for other in range(at - 1, 0, -1):"),
         ("label[other] != label[at] or start[other] > furthest", "start[other] > furthest"),
@@ -896,6 +898,8 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if arguments.only in (None, mutant.op)]
     wrong = check(MUTANTS)
+    if any(mutant.file == "_loops.py" for mutant in chosen) and importlib.util.find_spec("numba") is None:
+        wrong.append("needs numba: the mutants of _loops.py")
     if not wrong:
         suites = sorted({(mutant.tests, mutant.on_gpu) for mutant in chosen})
         wrong = [f"fails without a mutation: {suite}" for suite in suites if tests_fail(*suite, None)]

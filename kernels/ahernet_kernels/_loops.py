@@ -1,9 +1,11 @@
 """`match`, `assign` and `nms` on a CPU as loops that numba compiles, where it is installed.
 
 The same results, bit for bit, as the NumPy forms. Whatever is compiled stands in this one file: numba keeps machine
-code beside it, and makes it anew when this file changes, not when another does.
+code beside it, and makes it anew when this file changes, not when another does. Nothing in a loop checks an index.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,21 +13,40 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from ahernet_kernels._nms_numpy import Integers, is_candidate, ordered_bits, rank_order, sorted_keys
+from ahernet_kernels._nms_numpy import Integers, is_candidate, nms_numpy, ordered_bits, rank_order, sorted_keys
 from ahernet_kernels._tiou import Floats, anchors_as_segments_numpy, finite_segments_numpy
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
 MARGIN = np.float32(8e-6)  # covers the rounding of the fp32 test, for coordinates of the size of the segment's
+LEAST_THRESHOLD = 0.01  # of `nms`: below it a segment reaches back for more than a hundred of its lengths
+
+compiled = numba.njit(error_model="numpy", nogil=True)
 
 
-def compiled(loop: Callable[..., Any]) -> Any:
-    """`loop`, compiled at its first call and kept for later processes where some folder can be written."""
-    settings = {"error_model": "numpy", "nogil": True}
+def compiled_and_kept(loop: Callable[..., None]) -> Callable[..., None]:
+    """`loop`, compiled at its first call; later processes find the code, unless it cannot be kept or is damaged."""
+    alone = compiled(loop)
     try:
-        return numba.njit(cache=True, **settings)(loop)
-    except RuntimeError:
-        return numba.njit(**settings)(loop)
+        kept = numba.njit(cache=True, error_model="numpy", nogil=True)(loop)
+    except RuntimeError:  # no folder that it could be kept in
+        return alone
+    chosen = kept
+
+    @functools.wraps(kept)
+    def call(*arguments: Any) -> None:
+        nonlocal chosen
+        used = chosen
+        try:
+            used(*arguments)
+        except Exception as error:  # of writing to a full disk, or whatever damaged pickles raise
+            if used is alone:
+                raise
+            warnings.warn(f"numba cannot keep machine code: {type(error).__name__}: {error}", stacklevel=2)
+            chosen = alone
+            alone(*arguments)
+
+    return call
 
 
 def match_loops(anchors: Floats, gt_segments: Floats, gt_offsets: Integers) -> tuple[Integers, Floats]:
@@ -75,10 +96,13 @@ def nms_loops(
     min_score: float,
 ) -> tuple[Integers, Integers]:
     """`nms` of checked arguments: segments (B, N, 2), scores (B, N), labels (B, N) -> index (B, K), count (B,)."""
+    if tiou_threshold < LEAST_THRESHOLD:
+        return nms_numpy(segments, scores, labels, tiou_threshold, max_output, min_score)
     eligible = is_candidate(segments, scores, min_score)
     order = rank_order(scores, eligible)
     own_labels = np.zeros(scores.shape, np.int32) if labels is None else labels
-    start = ordered_bits(segments[..., 0]).view(np.uint32) ^ np.uint32(1 << 31)  # orders as unsigned numbers
+    with np.errstate(invalid="ignore"):
+        start = ordered_bits(segments[..., 0]).view(np.uint32) ^ np.uint32(1 << 31)  # orders as unsigned numbers
     _, by_start = sorted_keys((own_labels.astype(np.int64) << 32) | start)
     index, count = np.empty((len(scores), max_output), np.int64), np.empty(len(scores), np.int64)
     _nms(segments, own_labels, eligible, order, by_start, np.float32(tiou_threshold), index, count)
@@ -106,7 +130,7 @@ def _closest(start, end, gt_start, gt_end, first, last, index, tiou):
             tiou[i] = candidate if closer else tiou[i]
 
 
-@compiled
+@compiled_and_kept
 def _match(start, end, gt_start, gt_end, offsets, index, tiou):
     row = np.empty(len(start), np.int32)
     for video in range(len(offsets) - 1):
@@ -129,7 +153,7 @@ def _force(start, end, gt_start, gt_end, first, last, forced, index, tiou):
             forced[best], index[best], tiou[best] = True, row, best_tiou
 
 
-@compiled
+@compiled_and_kept
 def _assign(
     start,
     end,
@@ -169,7 +193,7 @@ def _assign(
             targets[video, i, 1] = gt_end[row] if row >= 0 else ZERO
 
 
-@compiled
+@compiled_and_kept
 def _nms(segments, labels, eligible, order, by_start, threshold, index, kept_count):
     """Candidates by class and start; one after the other by rank, each kept one strikes those within reach of it.
 
@@ -201,8 +225,8 @@ def _nms(segments, labels, eligible, order, by_start, threshold, index, kept_cou
             index[video, kept] = source
             kept += 1
             length = end[at] - start[at]
-            if length <= ZERO:
-                continue  # overlaps nothing
+            if length <= ZERO or ahead <= ZERO:
+                continue  # overlaps nothing by more than the threshold
             margin = MARGIN * (abs(start[at]) + abs(end[at]) + ONE)
             furthest = start[at] + (length * ahead + margin)
             reach = length * behind

@@ -90,7 +90,7 @@ def match_numpy(
         # Where a pair is the best, how many slots are left from it on: the most has the lowest row.
         slots_left = np.arange(most, 0, -1, dtype=np.min_scalar_type(most))[:, None]
         slots_left = np.maximum.reduce((pairs == best[:, None]).view(np.uint8) * slots_left, axis=1)
-        tiou[videos] = best
+        tiou[videos] = best + 0  # never -0.0
         index[videos] = np.where(best > 0, first + (most - slots_left), -1)
     return index, tiou
 

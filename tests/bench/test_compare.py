@@ -147,6 +147,14 @@ def test_records_of_the_cpu_are_compared(compare):
     assert [row.split()[0] for row in said.out.splitlines() if row.endswith("slower")] == ["nms"]
 
 
+def test_our_form_with_numba_is_ours_and_its_version_is_told(compare):
+    before, after = (cpu_record({("nms, design", "ahernet[cpu]"): seconds}) for seconds in (0.01, 0.02))
+    before["machine_info"]["numba"], after["machine_info"]["numba"] = "0.61.2", "0.68.1"
+    status, said = compare(before, after)
+    assert status == 1
+    assert "numba: 0.61.2 in A, 0.68.1 in B" in said.out.splitlines()
+
+
 def test_other_files_are_refused(compare):
     status, said = compare({"made": "up"}, gpu_record({NMS: 1.0}))
     assert status == 2

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 SAMPLES = kernel_samples.samples()
 SEGMENTS, SCORES = torch.zeros((2, 3, 2)), torch.zeros((2, 3))
 ANCHORS, TRUTHS, OFFSETS = torch.zeros((4, 2)), torch.zeros((3, 2)), torch.tensor([0, 1, 3])
+WRAPPING = torch.tensor([0, 1 << 62, (1 << 63) - 1, -1 << 63, -1 << 62, 0, 3])  # each less the one before, wrapped, > 0
 LABELS = torch.zeros(3, dtype=torch.int64)
 SHOWN = torch.zeros((1, 4), dtype=torch.int64)
 
@@ -38,7 +39,9 @@ def stretch(shown):
         (lambda: kernels.soft_nms(SEGMENTS, SCORES, None, "linear", 2.0, 3), ValueError, "parameter: expected a"),
         (lambda: kernels.match(ANCHORS, TRUTHS, OFFSETS + 1), ValueError, "gt_offsets: expected numbers from 0 to 3"),
         (lambda: kernels.match(ANCHORS, TRUTHS, OFFSETS.flip(0)), ValueError, "gt_offsets: expected numbers from 0"),
+        (lambda: kernels.match(ANCHORS, TRUTHS, WRAPPING), ValueError, "gt_offsets: expected numbers from 0 to 3"),
         (lambda: kernels.assign(ANCHORS, TRUTHS, LABELS, OFFSETS - 1), ValueError, "gt_offsets: expected numbers"),
+        (lambda: kernels.assign(ANCHORS, TRUTHS, LABELS, WRAPPING), ValueError, "gt_offsets: expected numbers"),
         (lambda: kernels.resample(ANCHORS, OFFSETS + 2, 2), ValueError, "offsets: expected numbers from 0 to 4"),
         (lambda: kernels.resample_checked(ANCHORS, OFFSETS.flip(0), 2), ValueError, "offsets: expected numbers"),
         (lambda: kernels.nms(SEGMENTS, SCORES, None, 0.5, 1.5), TypeError, "max_output: expected a whole number"),

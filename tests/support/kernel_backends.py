@@ -16,7 +16,7 @@ from ahernet_kernels._classification_gradients import (
     gradients_launch,
     weight_gradient_kernel,
 )
-from ahernet_kernels._cpu_form import without_numba
+from ahernet_kernels._cpu_form import numba_loops, why_without_loops, without_numba
 from ahernet_kernels._decide import finisher_kernel, round_kernel
 from ahernet_kernels._labelled_cells import labelled_cells, labelled_cells_kernel, labelled_cells_launch
 from ahernet_kernels._packed import unpacked
@@ -177,6 +177,8 @@ def interpreter() -> SimpleNamespace:
 def registered(name: str) -> SimpleNamespace:
     """The public ops, taking and returning CPU tensors: on a device, or "numba" for a CPU's compiled loops."""
     device = "cpu" if name == "numba" else name
+    if name == "numba" and numba_loops() is None:
+        raise RuntimeError(why_without_loops())
 
     def on_device(op):
         def run(*arguments, **settings):

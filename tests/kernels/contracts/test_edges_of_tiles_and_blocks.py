@@ -272,6 +272,19 @@ def test_a_suppression_threshold_is_rounded_to_fp32_once(ops, form, threshold, p
     assert getattr(ops, form)(segments, scores, None, threshold, place + 1)[1].item() == place + 1
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_begins_a_thousand_lengths_earlier_is_reached_in_spite_of_its_rounding(ops, form):
+    segments = torch.tensor([[[0.3260851800441742, 1.0984772443771362], [-771.2935180664062, 1.0984772443771362]]])
+    arguments = (segments, torch.tensor([[1.0, 0.5]]), None, 0.001, 2)
+    assert getattr(ops, form)(*arguments)[0].tolist() == reference.nms(*arguments)[0].tolist() == [[0, -1]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_over_a_threshold_of_one(ops, form):
+    segments = torch.tensor([[[0.0, 1.0]] * 5 + [[-3e38, 3e38]] * 2 + [[0.1, 0.3]] * 3])
+    assert getattr(ops, form)(segments, torch.ones(1, 10), None, 1.0, 10)[1].item() == 10
+
+
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.4, 0.6, 0.85])
 def test_a_threshold_of_linear_decay_is_rounded_to_fp32_once(ops, threshold):
     segments = torch.tensor([[[0.0, 1.0], [0.0, torch.tensor(threshold).item()]]])

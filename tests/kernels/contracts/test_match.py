@@ -44,6 +44,14 @@ def test_index_is_a_row_of_all_ground_truths_not_of_the_video(ops):
     assert index.tolist() == [[0], [-1], [1]]
 
 
+def test_an_iou_too_small_for_fp32_is_zero_without_a_sign(ops):
+    anchors, segments = torch.tensor([[-1e-20, 2e-30]]), torch.tensor([[0.0, 1e30]])
+    index, tiou = ops.match(anchors, segments, torch.tensor([0, 1]))
+    assert index.item() == -1
+    assert tiou.item() == 0
+    assert not tiou.signbit().item()
+
+
 def test_segments_that_only_touch_do_not_match(ops):
     index, tiou = ops.match(torch.tensor([[0.25, 0.5]]), torch.tensor([[0.5, 1.0]]), torch.tensor([0, 1]))
     assert index.item() == -1
