@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -9,6 +10,9 @@ from ahernet.commands.command import Command, add_device, add_log
 from ahernet.errors import UserError
 from ahernet.event_log import say_result, warn
 from ahernet.files import make_folder
+
+if TYPE_CHECKING:
+    from ahernet.extraction.extract import ExtractionSettings
 
 CPU_BATCH, GPU_BATCH = 8, 64
 PART_VIDEOS = 500
@@ -76,19 +80,7 @@ def _add_extract(parser: ArgumentParser) -> None:
 
 def _run_extract(parsed: Namespace) -> None:
     into_folder = parsed.out.is_dir() or not parsed.out.suffix
-    for name in ("part_videos", "engine", "actors"):
-        if parsed[name] is not None and not into_folder:
-            option = name.replace("_", "-")
-            raise UserError(f"extract: --{option} is for a folder of archives, --out names a file: {parsed.out}")
-    for name in ("clip_stride", "batch_size", "workers", "part_videos", "actors"):
-        if parsed[name] is not None and parsed[name] < 1:
-            raise UserError(f"extract: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
-
-    from ahernet.data.archive_writer import check_archive_name, check_description
-
-    if not into_folder:
-        check_archive_name(parsed.out)
-    check_description(math.nan, parsed.clip_stride or 0, "")
+    _check_extract_options(parsed, into_folder)
 
     from ahernet.extraction.video_files import find_videos
 
@@ -98,10 +90,7 @@ def _run_extract(parsed: Namespace) -> None:
 
     from ahernet.device import choose_device
     from ahernet.extraction.backbones import find_backbone
-    from ahernet.extraction.extract import ExtractionSettings, extract
-    from ahernet.extraction.network import ClipNetwork
-    from ahernet.extraction.parts import PartsJob, extract_parts
-    from ahernet.extraction.pyav_decoder import PyAVDecoder
+    from ahernet.extraction.extract import ExtractionSettings
 
     backbone = find_backbone(parsed.backbone)
     if parsed.weights is None:
@@ -116,36 +105,67 @@ def _run_extract(parsed: Namespace) -> None:
         dtype=parsed.dtype,
         on_error=parsed.on_error,
     )
-    decode_on = None if parsed.decode_on == "cpu" else parsed.decode_on
-    if into_folder:
-        job = PartsJob(
-            videos,
-            parsed.out,
-            parsed.backbone,
-            parsed.weights,
-            parsed.arithmetic,
-            decode_on,
-            parsed.device,
-            settings,
-            parsed.part_videos or PART_VIDEOS,
-        )
-        parts = extract_parts(job, engine=parsed.engine or "local", actors=parsed.actors or 1)
-        say_result(
-            str(parts), out=parts.folder, videos=parts.videos, missing=parts.missing, unfinished=parts.unfinished
-        )
-    else:
-        decoder = PyAVDecoder(decode_on)
-        network = ClipNetwork(backbone, parsed.weights, parsed.device, parsed.arithmetic)
-        make_folder(parsed.out.parent)
-        report = extract(videos, parsed.out, network, decoder, settings)
-        say_result(
-            str(report),
-            out=report.path,
-            videos=report.videos,
-            rows=report.rows,
-            remarks=report.remarks,
-            skipped=report.skipped,
-        )
+    (_extract_into_folder if into_folder else _extract_into_file)(parsed, videos, settings)
+
+
+def _check_extract_options(parsed: Namespace, into_folder: bool) -> None:
+    """Check what can be checked before anything large is imported or looked for."""
+    for name in ("part_videos", "engine", "actors"):
+        if parsed[name] is not None and not into_folder:
+            option = name.replace("_", "-")
+            raise UserError(f"extract: --{option} is for a folder of archives, --out names a file: {parsed.out}")
+    for name in ("clip_stride", "batch_size", "workers", "part_videos", "actors"):
+        if parsed[name] is not None and parsed[name] < 1:
+            raise UserError(f"extract: --{name.replace('_', '-')}: expected at least 1, got {parsed[name]}")
+
+    from ahernet.data.archive_writer import check_archive_name, check_description
+
+    if not into_folder:
+        check_archive_name(parsed.out)
+    check_description(math.nan, parsed.clip_stride or 0, "")
+
+
+def _extract_into_folder(parsed: Namespace, videos: dict[str, Path], settings: "ExtractionSettings") -> None:
+    from ahernet.extraction.parts import PartsJob, extract_parts
+
+    job = PartsJob(
+        videos,
+        parsed.out,
+        parsed.backbone,
+        parsed.weights,
+        parsed.arithmetic,
+        _decoding_device(parsed),
+        parsed.device,
+        settings,
+        parsed.part_videos or PART_VIDEOS,
+    )
+    parts = extract_parts(job, engine=parsed.engine or "local", actors=parsed.actors or 1)
+    say_result(str(parts), out=parts.folder, videos=parts.videos, missing=parts.missing, unfinished=parts.unfinished)
+
+
+def _extract_into_file(parsed: Namespace, videos: dict[str, Path], settings: "ExtractionSettings") -> None:
+    from ahernet.extraction.backbones import find_backbone
+    from ahernet.extraction.extract import extract
+    from ahernet.extraction.network import ClipNetwork
+    from ahernet.extraction.pyav_decoder import PyAVDecoder
+
+    decoder = PyAVDecoder(_decoding_device(parsed))
+    network = ClipNetwork(find_backbone(parsed.backbone), parsed.weights, parsed.device, parsed.arithmetic)
+    make_folder(parsed.out.parent)
+    report = extract(videos, parsed.out, network, decoder, settings)
+    say_result(
+        str(report),
+        out=report.path,
+        videos=report.videos,
+        rows=report.rows,
+        remarks=report.remarks,
+        skipped=report.skipped,
+    )
+
+
+def _decoding_device(parsed: Namespace) -> str | None:
+    """A device that FFmpeg knows, None for the CPU."""
+    return None if parsed.decode_on == "cpu" else str(parsed.decode_on)
 
 
 COMMANDS = {
